@@ -1,0 +1,142 @@
+#include "core/parallel.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <pthread.h>
+#include <sched.h>
+#include <thread>
+#include <vector>
+
+namespace gg {
+namespace {
+
+// About 20 us of polling: longer than the gap between two phases of one kernel, shorter than anyone would notice.
+constexpr int spins_before_sleep = 2000;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+struct Job {
+  void (*body)(void *, int64_t);
+  void *context;
+  int64_t tasks;
+};
+
+class Pool {
+public:
+  void run(const Job &job, int threads) {
+    std::unique_lock<std::mutex> alone(in_use_, std::try_to_lock);
+    if (!alone.owns_lock() || threads <= 1 || job.tasks <= 1)
+      return serial(job);
+    grow(threads - 1);
+    job_ = job;
+    next_.store(0, std::memory_order_relaxed);
+    uint32_t helpers = static_cast<uint32_t>(job.tasks - 1 < threads - 1 ? job.tasks - 1 : threads - 1);
+    working_.store(static_cast<int>(helpers), std::memory_order_relaxed);
+    state_.store((state_.load(std::memory_order_relaxed) & ~helper_mask) + epoch_step + helpers,
+                 std::memory_order_release);
+    state_.notify_all();
+    claim();
+    for (int spins = 0; working_.load(std::memory_order_acquire) != 0; ++spins)
+      if (spins < 20 * spins_before_sleep)
+        relax();
+      else
+        std::this_thread::yield();
+  }
+
+  static void serial(const Job &job) {
+    for (int64_t task = 0; task < job.tasks; ++task)
+      job.body(job.context, task);
+  }
+
+private:
+  void claim() {
+    for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < job_.tasks;)
+      job_.body(job_.context, task);
+  }
+
+  void grow(int workers) {
+    while (static_cast<int>(threads_.size()) < workers) {
+      uint32_t rank = static_cast<uint32_t>(threads_.size());
+      threads_.emplace_back([this, rank, seen = state_.load(std::memory_order_acquire)] { work(rank, seen); });
+      threads_.back().detach(); // they sleep until the process ends
+    }
+  }
+
+  void work(uint32_t rank, uint32_t seen);
+
+  std::mutex in_use_;
+  std::vector<std::thread> threads_;
+  Job job_{};
+  std::atomic<int> working_{0};
+  std::atomic<int64_t> next_{0};
+  // The number of the job and of the workers that take part in it, in one word: a worker that wakes late can never
+  // pair one job with another's count. A worker outside the count never touches job_, so the next run may overwrite it.
+  std::atomic<uint32_t> state_{0};
+  static constexpr uint32_t helper_mask = 0xfff, epoch_step = 0x1000;
+};
+
+thread_local bool inside_task = false;
+
+void Pool::work(uint32_t rank, uint32_t seen) {
+  inside_task = true; // whatever a task calls runs serially
+  for (;;) {
+    for (int spins = 0; state_.load(std::memory_order_acquire) == seen && spins < spins_before_sleep; ++spins)
+      relax();
+    state_.wait(seen, std::memory_order_acquire);
+    seen = state_.load(std::memory_order_acquire);
+    if (rank >= (seen & helper_mask))
+      continue;
+    claim();
+    working_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+Pool *pool = nullptr;
+std::once_flag pool_made;
+
+Pool &the_pool() {
+  std::call_once(pool_made, [] {
+    pool = new Pool; // never deleted: its workers outlive static destructors
+    // The parent's workers do not exist in a forked child, and its locks may be held by nobody: leave them behind.
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+  });
+  return *pool;
+}
+
+int usable_cores() {
+  if (const char *wish = std::getenv("GHOSTGRAM_NUM_THREADS")) {
+    int n = std::atoi(wish);
+    if (n > 0)
+      return n;
+  }
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0)
+    return CPU_COUNT(&set);
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+std::atomic<int> &thread_count() {
+  static std::atomic<int> n{usable_cores()};
+  return n;
+}
+
+} // namespace
+
+int num_threads() { return thread_count().load(std::memory_order_relaxed); }
+void set_num_threads(int n) { thread_count().store(n < 1 ? 1 : n > 4096 ? 4096 : n, std::memory_order_relaxed); }
+
+void parallel_run(int64_t tasks, void (*body)(void *, int64_t), void *context) {
+  Job job{body, context, tasks};
+  if (inside_task || tasks <= 1)
+    return Pool::serial(job);
+  inside_task = true;
+  the_pool().run(job, num_threads());
+  inside_task = false;
+}
+
+} // namespace gg

@@ -1,0 +1,21 @@
+// An own pool of threads: no OpenMP, so that it can be checked by ThreadSanitizer and a wheel brings no second runtime.
+//
+// Tasks are claimed in any order by any thread; kernels make tasks from shapes alone and let each write its own
+// partial sums, so results do not depend on the number of threads. Workers spin for some microseconds after their last
+// task, then sleep: beside torch's own threads they cost nothing. A call from inside a task, or while another thread
+// holds the pool, runs serially on the caller. After fork() the child starts with fresh workers.
+#pragma once
+#include <cstdint>
+
+namespace gg {
+
+int num_threads();
+void set_num_threads(int n); // counts the calling thread
+
+void parallel_run(int64_t tasks, void (*body)(void *context, int64_t task), void *context);
+
+template <class Body> inline void parallel_for(int64_t tasks, Body &&body) {
+  parallel_run(tasks, [](void *context, int64_t task) { (*static_cast<Body *>(context))(task); }, &body);
+}
+
+} // namespace gg

@@ -1,0 +1,199 @@
+#include "core/view.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace gg {
+namespace {
+
+std::string shape_text(const int64_t *shape, int ndim) {
+  std::string s = "(";
+  for (int i = 0; i < ndim; ++i)
+    s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + ")";
+}
+
+// The exchange API of a type, looked up once per type: the attribute lookup alone costs more than the borrowing.
+const dlpack::Exchange *exchange_of(PyTypeObject *type) {
+  struct Entry {
+    PyTypeObject *type;
+    const dlpack::Exchange *api;
+  };
+  static Entry cache[16];
+  static int known = 0;
+  for (int i = 0; i < known; ++i)
+    if (cache[i].type == type)
+      return cache[i].api;
+
+  const dlpack::Exchange *api = nullptr;
+  static PyObject *attribute = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
+  PyObject *capsule = PyObject_GetAttr(reinterpret_cast<PyObject *>(type), attribute);
+  if (capsule && PyCapsule_IsValid(capsule, "dlpack_exchange_api")) {
+    auto *header = static_cast<dlpack::ExchangeHeader *>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+    while (header && header->version.major != 1)
+      header = header->previous;
+    api = reinterpret_cast<const dlpack::Exchange *>(header);
+  }
+  Py_XDECREF(capsule);
+  PyErr_Clear();
+  if (known < 16) {
+    Py_INCREF(type);
+    cache[known++] = {type, api};
+  }
+  return api;
+}
+
+bool dtype_from(dlpack::Type t, DType &out) {
+  if (t.lanes != 1)
+    return false;
+  const struct {
+    uint8_t code, bits;
+    DType dtype;
+  } known[] = {{dlpack::ieee_float, 32, DType::f32}, {dlpack::ieee_float, 64, DType::f64},
+               {dlpack::bfloat, 16, DType::bf16},    {dlpack::ieee_float, 16, DType::f16},
+               {dlpack::signed_int, 32, DType::i32}, {dlpack::signed_int, 64, DType::i64}};
+  for (auto &k : known)
+    if (k.code == t.code && k.bits == t.bits) {
+      out = k.dtype;
+      return true;
+    }
+  return false;
+}
+
+bool dtype_from(const char *format, int64_t item, DType &out) {
+  if (!format || !format[0])
+    return false;
+  char kind = format[0] == '@' || format[0] == '=' || format[0] == '<' ? format[1] : format[0];
+  if (std::strchr("ilq", kind) && (item == 4 || item == 8))
+    return out = item == 4 ? DType::i32 : DType::i64, true;
+  if ((kind == 'f' && item == 4) || (kind == 'd' && item == 8) || (kind == 'e' && item == 2))
+    return out = kind == 'f' ? DType::f32 : kind == 'd' ? DType::f64 : DType::f16, true;
+  return false;
+}
+
+constexpr const char *supported = "float32, float64, bfloat16, float16, int32 or int64";
+
+} // namespace
+
+View::View(const char *name, py::handle object) : name_(name) {
+  if (!from_exchange_api(object) && !from_buffer(object))
+    from_protocol(object);
+}
+
+View::~View() {
+  if (buffer_.obj)
+    PyBuffer_Release(&buffer_);
+  if (managed_ && managed_->deleter)
+    managed_->deleter(managed_);
+  if (versioned_ && versioned_->deleter)
+    versioned_->deleter(versioned_);
+}
+
+bool View::from_exchange_api(py::handle object) {
+  const dlpack::Exchange *api = exchange_of(Py_TYPE(object.ptr()));
+  if (!api || !api->tensor_from_object)
+    return false;
+  dlpack::Tensor tensor{};
+  if (api->tensor_from_object(object.ptr(), &tensor))
+    throw py::error_already_set();
+  take(tensor);
+  return true;
+}
+
+bool View::from_buffer(py::handle object) {
+  if (!PyObject_CheckBuffer(object.ptr()))
+    return false;
+  if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_STRIDED_RO | PyBUF_FORMAT)) {
+    PyErr_Clear();
+    return false;
+  }
+  if (buffer_.ndim > 8 || !dtype_from(buffer_.format, buffer_.itemsize, dtype))
+    throw py::type_error(std::string(name_) + ": expected dtype " + supported + ", got buffer format '" +
+                         (buffer_.format ? buffer_.format : "") + "'");
+  data = buffer_.buf;
+  ndim = buffer_.ndim;
+  read_only = buffer_.readonly;
+  for (int i = 0; i < ndim; ++i) {
+    shape[i] = buffer_.shape[i];
+    if (buffer_.strides[i] % buffer_.itemsize)
+      throw py::value_error(std::string(name_) + ": expected strides that are multiples of the item size");
+    stride[i] = buffer_.strides[i] / buffer_.itemsize;
+  }
+  return true;
+}
+
+void View::from_protocol(py::handle object) {
+  if (!py::hasattr(object, "__dlpack__"))
+    throw py::type_error(std::string(name_) + ": expected an array (torch, NumPy, or anything with __dlpack__), got " +
+                         Py_TYPE(object.ptr())->tp_name);
+  py::object capsule;
+  try {
+    capsule = object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 1));
+  } catch (py::error_already_set &error) {
+    if (!error.matches(PyExc_TypeError)) // producers from before DLPack 1.0 take no max_version
+      throw;
+    capsule = object.attr("__dlpack__")();
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    auto *m = static_cast<dlpack::ManagedVersioned *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    if (m->version.major != 1)
+      throw py::buffer_error(std::string(name_) + ": unsupported DLPack major version");
+    PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
+    versioned_ = m;
+    read_only = m->flags & dlpack::read_only_flag;
+    take(m->tensor);
+  } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    managed_ = static_cast<dlpack::Managed *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+    PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+    take(managed_->tensor);
+  } else {
+    throw py::type_error(std::string(name_) + ": __dlpack__ returned no dltensor capsule");
+  }
+}
+
+void View::take(const dlpack::Tensor &t) {
+  if (t.ndim > 8)
+    throw py::value_error(std::string(name_) + ": expected at most 8 dimensions, got " + std::to_string(t.ndim));
+  if (!dtype_from(t.dtype, dtype))
+    throw py::type_error(std::string(name_) + ": expected dtype " + supported + ", got DLPack type code " +
+                         std::to_string(t.dtype.code) + " with " + std::to_string(t.dtype.bits) + " bits");
+  ndim = t.ndim;
+  device = t.device;
+  int64_t count = 1;
+  for (int i = ndim - 1; i >= 0; --i) {
+    shape[i] = t.shape[i];
+    stride[i] = t.strides ? t.strides[i] : count;
+    count *= t.shape[i];
+  }
+  if (!t.data && count) // a fake or meta tensor: shapes without memory
+    throw py::value_error(std::string(name_) + ": expected an array with memory, got one without (a fake tensor?)");
+  data = static_cast<char *>(t.data) + t.byte_offset;
+}
+
+std::string View::describe() const { return std::string(name_of(dtype)) + " " + shape_text(shape, ndim); }
+
+void expect(bool ok, const char *name, const char *what, const View &got) {
+  if (!ok)
+    throw py::value_error(std::string(name) + ": expected " + what + ", got " + got.describe());
+}
+
+void expect_output(const char *name, const View &got, DType dtype, std::initializer_list<int64_t> shape) {
+  const int ndim = static_cast<int>(shape.size());
+  const bool ok = got.dtype == dtype && got.ndim == ndim && std::equal(shape.begin(), shape.end(), got.shape) &&
+                  (ndim == 0 || got.shape[ndim - 1] <= 1 || got.stride[ndim - 1] == 1);
+  if (!ok)
+    expect(false, name,
+           (std::string(name_of(dtype)) + " " + shape_text(shape.begin(), ndim) + " with inner stride 1").c_str(), got);
+  if (got.read_only)
+    throw py::value_error(std::string(name) + ": expected a writable array, got a read-only one");
+}
+
+void *current_stream(py::handle object, dlpack::Device device) {
+  const dlpack::Exchange *api = exchange_of(Py_TYPE(object.ptr()));
+  void *stream = nullptr;
+  if (api && api->current_stream && api->current_stream(device.type, device.index, &stream))
+    throw py::error_already_set();
+  return stream;
+}
+
+} // namespace gg

@@ -1,0 +1,21 @@
+// The extension module: one bind_<op> line per room. Links neither torch nor libpython.
+#include "core/isa.h"
+#include "core/parallel.h"
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+namespace gg {
+void bind_roofs(py::module_ &cpu, py::module_ &cuda);
+void bind_grad_stats(py::module_ &cpu, py::module_ &cuda);
+} // namespace gg
+
+PYBIND11_MODULE(_C, m) {
+  py::module_ cpu = m.def_submodule("cpu"), cuda = m.def_submodule("cuda");
+  m.attr("cuda_state") = GHOSTGRAM_CUDA_STATE;
+  m.def("isa", &gg::isa_name);
+  m.def("num_threads", &gg::num_threads);
+  m.def("set_num_threads", &gg::set_num_threads);
+  gg::bind_roofs(cpu, cuda);
+  gg::bind_grad_stats(cpu, cuda);
+}

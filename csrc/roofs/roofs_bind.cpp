@@ -1,0 +1,28 @@
+#include "core/isa.h"
+#include "core/view.h"
+#include "roofs/roofs.h"
+
+GG_PER_ISA(roofs, Roofs)
+
+namespace gg {
+
+void bind_roofs(py::module_ &cpu, py::module_ &) {
+  cpu.def(
+      "roofs",
+      [](py::handle memory, double seconds, bool float64) {
+        View m("memory", memory);
+        expect(m.dtype == DType::f32 && m.ndim == 1 && m.stride[0] == 1 && !m.read_only, "memory",
+               "a writable contiguous float32 (n,)", m);
+        double flops, read, copy;
+        Roofs args{float64 ? DType::f64 : DType::f32, seconds, static_cast<float *>(m.data), m.shape[0] * 4, &flops,
+                   &read, &copy};
+        {
+          py::gil_scoped_release free;
+          roofs_cpu(args);
+        }
+        return py::make_tuple(flops, read, copy);
+      },
+      py::arg("memory"), py::arg("seconds"), py::arg("float64") = false);
+}
+
+} // namespace gg

@@ -1,0 +1,82 @@
+#include "roofs/roofs.h"
+#include "core/parallel.h"
+#include "core/simd.h"
+#include <time.h>
+
+namespace gg::GG_ISA {
+namespace {
+
+double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+// Ten chains cover the latency of any current FMA pipe (4 cycles, 2 ports) and fit 16 registers.
+constexpr int chains = 10;
+constexpr int64_t fma_rounds = 1 << 18;
+
+template <class T> T fma_chains() {
+  vec<T> x[chains];
+  for (int i = 0; i < chains; ++i)
+    x[i] = vec<T>{} + T(i);
+  const vec<T> m = vec<T>{} + T(0.999), c = vec<T>{} + T(1e-3);
+  for (int64_t round = 0; round < fma_rounds; ++round) {
+#pragma GCC unroll 16
+    for (int i = 0; i < chains; ++i)
+      x[i] = x[i] * m + c;
+    asm volatile("" ::: "memory");
+  }
+  vec<T> sum = x[0];
+  for (int i = 1; i < chains; ++i)
+    sum += x[i];
+  return sum_lanes<T>(sum);
+}
+
+// Reads a stretch with four independent sums; returns something the compiler cannot know.
+float read_stretch(const float *p, int64_t n) {
+  vec<float> sum[4] = {};
+  for (int64_t i = 0; i + 4 * lanes<float> <= n; i += 4 * lanes<float>)
+    for (int k = 0; k < 4; ++k)
+      sum[k] += load(p + i + k * lanes<float>);
+  return sum_lanes<float>(sum[0] + sum[1] + sum[2] + sum[3]);
+}
+
+volatile float sink;
+
+// The best rate of `work` (which does `amount` per call) over at least `seconds`.
+template <class Work> double best_rate(double seconds, double amount, Work &&work) {
+  work(); // wakes the workers and touches the memory
+  double best = 0;
+  for (double start = now(), t = start; t - start < seconds;) {
+    const double before = now();
+    work();
+    t = now();
+    if (amount / (t - before) > best)
+      best = amount / (t - before);
+  }
+  return best;
+}
+
+template <class T> void measure(const Roofs &r) {
+  const int threads = num_threads();
+  *r.flops = best_rate(r.seconds, double(threads) * double(fma_rounds) * chains * lanes<T> * 2,
+                       [&] { parallel_for(threads, [](int64_t) { sink = float(fma_chains<T>()); }); });
+
+  constexpr int64_t stretch = 1 << 16;
+  const int64_t n = r.bytes / int64_t(sizeof(float)) / (2 * stretch) * 2;
+  *r.read = best_rate(r.seconds, double(n * stretch) * sizeof(float), [&] {
+    parallel_for(n, [&](int64_t i) { sink = read_stretch(r.memory + i * stretch, stretch); });
+  });
+  *r.copy = best_rate(r.seconds, double(n * stretch) * sizeof(float), [&] {
+    parallel_for(n / 2, [&](int64_t i) {
+      std::memcpy(r.memory + (n / 2 + i) * stretch, r.memory + i * stretch, stretch * sizeof(float));
+    });
+  });
+}
+
+} // namespace
+
+void roofs(const Roofs &args) { args.dtype == DType::f64 ? measure<double>(args) : measure<float>(args); }
+
+} // namespace gg::GG_ISA
