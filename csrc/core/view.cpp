@@ -107,9 +107,10 @@ bool View::from_buffer(py::handle object) {
     PyErr_Clear();
     return false;
   }
-  if (buffer_.ndim > 8 || !dtype_from(buffer_.format, buffer_.itemsize, dtype))
-    throw py::type_error(std::string(name_) + ": expected dtype " + supported + ", got buffer format '" +
-                         (buffer_.format ? buffer_.format : "") + "'");
+  if (buffer_.ndim > 8 || !dtype_from(buffer_.format, buffer_.itemsize, dtype)) {
+    PyBuffer_Release(&buffer_); // perhaps __dlpack__ knows the type; its error names it if not
+    return false;
+  }
   data = buffer_.buf;
   ndim = buffer_.ndim;
   read_only = buffer_.readonly;

@@ -1,0 +1,138 @@
+"""The array types that come in and go out: torch, NumPy, JAX, CuPy, told apart without importing any of them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+Array = Any
+"""A torch, NumPy, JAX or CuPy array."""
+
+_HALVES = ("bfloat16", "float16")
+
+
+def is_torch(x: Array) -> bool:
+    """Whether x is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def framework(x: Array, name: str) -> str:
+    """"torch", "numpy", "jax" or "cupy"; a TypeError that names the argument for anything else."""
+    if is_torch(x):
+        return "torch"
+    if isinstance(x, np.ndarray):
+        return "numpy"
+    root = type(x).__module__.partition(".")[0]
+    if root in ("jax", "jaxlib"):
+        if isinstance(x, sys.modules["jax"].core.Tracer):
+            raise TypeError(f"{name}: expected a concrete array, got a JAX tracer; call ghostgram outside jit and vmap")
+        return "jax"
+    if root == "cupy":
+        return "cupy"
+    raise TypeError(f"{name}: expected a torch, NumPy, JAX or CuPy array, got {type(x).__module__}.{type(x).__name__}")
+
+
+def same_framework(**arrays: Array | None) -> str:
+    """The one framework of all arrays given; a TypeError that names the odd one out."""
+    first, kind = "", ""
+    for name, x in arrays.items():
+        if x is None:
+            continue
+        found = framework(x, name)
+        if not kind:
+            first, kind = name, found
+        elif found != kind:
+            raise TypeError(f"{name}: expected a {kind} array like {first}, got a {found} one")
+    return kind
+
+
+def dtype_name(x: Array) -> str:
+    """"float32", "bfloat16", ...: the same words for every framework."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def sum_dtype(x: Array) -> str:
+    """The dtype of sums over x: float64 for float64, float32 for float32, bfloat16 and float16."""
+    return "float64" if dtype_name(x) == "float64" else "float32"
+
+
+def device_type(x: Array) -> str:
+    """"cpu", "cuda", ..."""
+    kind = framework(x, "array")
+    if kind == "torch":
+        return str(x.device.type)
+    if kind == "jax":
+        platform = next(iter(x.devices())).platform
+        return "cuda" if platform == "gpu" else str(platform)
+    return "cuda" if kind == "cupy" else "cpu"
+
+
+def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """An output beside `like`: same framework and device. JAX arrays are immutable, so theirs is a NumPy one."""
+    kind = framework(like, "array")
+    if kind == "torch":
+        return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))
+    if kind == "jax" and device_type(like) != "cpu":
+        raise TypeError("array: JAX arrays on a GPU are not supported yet; expected a CPU array")
+    return sys.modules["cupy"].empty(shape, dtype) if kind == "cupy" else np.empty(shape, dtype)
+
+
+def returned(result: np.ndarray, like: Array) -> Array:
+    """A finished output in the caller's type: only JAX differs from what `empty` gave."""
+    return sys.modules["jax"].numpy.asarray(result) if framework(like, "array") == "jax" else result
+
+
+def to_float64(x: Array) -> np.ndarray:
+    """A float64 (or, for integers, int64) NumPy copy of any array, for the reference backend."""
+    kind = framework(x, "array")
+    if kind == "torch":
+        x = x.detach().cpu()
+        x = (x.double() if x.is_floating_point() else x.long()).numpy()
+    elif kind == "cupy":
+        x = x.get()
+    x = np.asarray(x)
+    return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float64)
+
+
+def assign(out: Array, values: np.ndarray) -> None:
+    """Writes NumPy values into an output of any framework."""
+    if is_torch(out):
+        out.copy_(sys.modules["torch"].from_numpy(values))
+    elif isinstance(out, np.ndarray):
+        out[...] = values
+    else:
+        out.set(values.astype(out.dtype))
+
+
+def unit_inner_stride(x: Array) -> Array:
+    """The array itself when its last axis is contiguous in memory, else a contiguous copy."""
+    if is_torch(x):
+        x = x.detach()  # the ops read inputs as constants
+        if x.is_neg():
+            x = x.resolve_neg()
+        return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    if isinstance(x, np.ndarray):
+        aligned = x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)
+        return x if aligned or x.size == 0 else np.ascontiguousarray(x)
+    return x
+
+
+def samples_first(x: Array, name: str) -> Array:
+    """Any (B, ..., features) as (B, T, features): no middle axis is T = 1, several are flattened into one."""
+    if x.ndim < 2:
+        raise ValueError(f"{name}: expected (B, features) or (B, ..., features), got shape {tuple(x.shape)}")
+    if x.ndim != 3:
+        tokens = 1
+        for n in x.shape[1:-1]:
+            tokens *= n
+        x = x.reshape(x.shape[0], tokens, x.shape[-1])
+    return unit_inner_stride(x)
+
+
+def floating(x: Array, name: str) -> None:
+    """Raises unless x has one of the dtypes the kernels read."""
+    if dtype_name(x) not in ("float32", "float64", *_HALVES):
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {dtype_name(x)}")

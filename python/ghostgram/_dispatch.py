@@ -1,0 +1,137 @@
+"""From an op's name and a backend's to the code that runs it, and to the reason when there is none.
+
+Every backend of an op has the same positional signature: inputs, outputs (allocated by the caller), options.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ghostgram import _arrays
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+
+
+@dataclass(frozen=True)
+class Op:
+    """How many leading arguments of an op are inputs, and how many of the next are outputs."""
+
+    inputs: int
+    outputs: int
+
+
+OPS = {
+    "grad_stats": Op(inputs=3, outputs=3),
+}
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def _extension() -> Any:
+    return _module("ghostgram._C")
+
+
+def _missing_kernel(op: str, backend: str) -> str | None:
+    if backend == "reference":
+        found = importlib.util.find_spec(f"ghostgram.reference.{op}") is not None
+    elif backend == "triton":
+        found = importlib.util.find_spec(f"ghostgram.triton_kernels.{op}") is not None
+    else:
+        found = hasattr(getattr(_extension(), backend), op)
+    if found:
+        return None
+    if backend == "cuda" and _extension().cuda_state != "on":
+        return f"CUDA is {_extension().cuda_state}"
+    return f"{op} has no {backend} kernel"
+
+
+@cache
+def why_not(op: str, backend: str) -> str | None:
+    """The reason why `backend` cannot run `op` here, or None when it can."""
+    if op not in OPS:
+        raise ValueError(f"op: expected one of {sorted(OPS)}, got {op!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
+    if reason := _missing_kernel(op, backend):
+        return reason
+    if backend == "cuda" and not _extension().cuda.device_count():
+        return "built, but no CUDA device or driver is here"
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if not (_interpreted() or _gpu()):
+            return "no GPU is here (TRITON_INTERPRET=1 runs it slowly on the CPU)"
+    return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _gpu() -> bool:
+    return bool(importlib.util.find_spec("torch") and _module("torch").cuda.is_available())
+
+
+def choose(op: str, backend: str, device: str) -> str:
+    """The backend that will run `op` on arrays of this device type; an error that says why none can."""
+    if backend == "auto":
+        candidates = ("cpu",) if device == "cpu" else ("cuda", "triton")
+        for name in candidates:
+            if why_not(op, name) is None:
+                return name
+        raise RuntimeError(f"{op}: no backend for {device} arrays: " + "; ".join(f"{c}: {why_not(op, c)}" for c in candidates))
+    if reason := why_not(op, backend):
+        raise RuntimeError(f"{op}: backend {backend!r} is not available: {reason}")
+    runs_on = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cpu", "cuda") if _interpreted() else ("cuda",)}
+    if device not in runs_on.get(backend, (device,)):
+        raise ValueError(f"{op}: backend {backend!r} runs on {' or '.join(runs_on[backend])} arrays, got {device} ones")
+    return backend
+
+
+def run(op: str, backend: str, *args: Any) -> None:
+    """Runs `op` on (*inputs, *outputs, *options); `backend` may be "auto"."""
+    name = choose(op, backend, _arrays.device_type(args[0]))
+    _runner(op, name)(*args)
+
+
+@cache
+def _runner(op: str, backend: str) -> Callable[..., None]:
+    if backend == "cpu":
+        return getattr(_extension().cpu, op)  # type: ignore[no-any-return]
+    if backend == "triton":
+        return _module(f"ghostgram.triton_kernels.{op}").run  # type: ignore[no-any-return]
+    if backend == "cuda":
+        return _with_workspace(getattr(_extension().cuda, op), getattr(_extension().cuda, f"{op}_workspace"))
+    return _through_numpy(_module(f"ghostgram.reference.{op}").run, OPS[op])
+
+
+def _with_workspace(kernel: Callable[..., None], workspace_bytes: Callable[..., int]) -> Callable[..., None]:
+    """A CUDA kernel allocates nothing: its scratch comes from the caller's framework, on the caller's stream."""
+
+    def launch(*args: Any) -> None:
+        words = -(-workspace_bytes(*args) // 4)
+        kernel(*args, _arrays.empty(args[0], (max(words, 1),), "float32"))
+
+    return launch
+
+
+def _through_numpy(reference: Callable[..., None], op: Op) -> Callable[..., None]:
+    """The reference knows float64 NumPy alone: converts what goes in, copies back what comes out."""
+
+    def convert(*args: Any) -> None:
+        arrays, options = args[: op.inputs + op.outputs], args[op.inputs + op.outputs :]
+        copies = [None if x is None else _arrays.to_float64(x) for x in arrays]
+        reference(*copies, *options)
+        for out, values in zip(arrays[op.inputs :], copies[op.inputs :], strict=True):
+            if out is not None and values is not None:
+                _arrays.assign(out, values)
+
+    return convert

@@ -1,0 +1,76 @@
+"""The ops as `torch.ops.ghostgram.*`, so that torch sees what it calls: fake tensors, torch.compile, opcheck.
+
+An op file calls `define` when it is imported, torch or no torch. Nothing is registered before torch is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ghostgram import _arrays
+
+_defined: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {}
+_registered: dict[str, Any] = {}
+_libraries: list[Any] = []  # a torch Library takes its ops with it when it dies
+
+
+def define(schema: str, compute: Callable[..., Any], outputs: Callable[..., Any]) -> None:
+    """Declares an op: its torch schema, the function that computes it, and the one that only allocates its results."""
+    _defined[schema.partition("(")[0]] = (schema, compute, outputs)
+    if "torch" in sys.modules:
+        register()
+
+
+def register() -> None:
+    """Registers every op defined so far with torch. Called on import of an op, or before the first torch call."""
+    import torch
+
+    if not _libraries:
+        _libraries.append(torch.library.Library("ghostgram", "DEF"))
+    for name, (schema, compute, outputs) in _defined.items():
+        if name in _registered:
+            continue
+        library = _libraries[0]
+        library.define(schema)
+        library.impl(name, _adapted(compute), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"ghostgram::{name}", outputs, lib=library)
+        torch.library.register_autograd(f"ghostgram::{name}", _no_gradient(name), lib=library)
+        _registered[name] = getattr(torch.ops.ghostgram, name).default
+
+
+def call(name: str, *args: Any) -> Any:
+    """Runs the op `name`: through torch.ops for torch tensors, directly for every other array type."""
+    like = args[0]
+    if _arrays.is_torch(like):
+        if name not in _registered:
+            register()
+        return _registered[name](*args)
+    results = _defined[name][1](*args)
+    return tuple(_arrays.returned(r, like) for r in results) if isinstance(results, tuple) else _arrays.returned(results, like)
+
+
+def _adapted(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Threads follow torch's own setting, unless GHOSTGRAM_NUM_THREADS has fixed their number."""
+    import os
+
+    import torch
+
+    from ghostgram import _C
+
+    if "GHOSTGRAM_NUM_THREADS" in os.environ:
+        return compute
+
+    def with_threads(*args: Any) -> Any:
+        _C.set_num_threads(torch.get_num_threads())
+        return compute(*args)
+
+    return with_threads
+
+
+def _no_gradient(name: str) -> Callable[..., Any]:
+    def backward(*_: Any) -> Any:
+        raise RuntimeError(f"ghostgram::{name} reads its inputs as constants: it has no gradient")
+
+    return backward

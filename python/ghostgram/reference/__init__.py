@@ -1,0 +1,1 @@
+"""The slow truth: float64 NumPy in stable form, importing nothing of ours."""

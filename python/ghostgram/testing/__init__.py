@@ -1,0 +1,1 @@
+"""Shared by tests and benchmarks: case files, comparisons, measured roofs."""
