@@ -95,8 +95,12 @@ template <class In, class Acc> struct Side {
     int64_t s = 0;
     for (; (s + 1) * lanes<Acc> <= n; ++s)
       store(to + s * tile * lanes<Acc>, load_wide(from + s * lanes<Acc>));
-    for (; s < steps; ++s)
-      copy_padded(from + s * lanes<Acc>, to + s * tile * lanes<Acc>, most(0, n - s * lanes<Acc>), lanes<Acc>);
+    if (s * lanes<Acc> < n) {
+      copy_padded(from + s * lanes<Acc>, to + s * tile * lanes<Acc>, n - s * lanes<Acc>, lanes<Acc>);
+      ++s;
+    }
+    for (; s < steps; ++s) // no token here
+      store(to + s * tile * lanes<Acc>, vec<Acc>{});
   }
 };
 

@@ -85,6 +85,20 @@ def returned(result: np.ndarray, like: Array) -> Array:
     return sys.modules["jax"].numpy.asarray(result) if framework(like, "array") == "jax" else result
 
 
+def concatenate(parts: list[Array], axis: int) -> Array:
+    """Arrays of one framework joined along an axis."""
+    kind = framework(parts[0], "parts")
+    module = sys.modules["jax"].numpy if kind == "jax" else sys.modules[kind]
+    return module.concatenate(parts, axis)
+
+
+def mirrored(x: Array) -> Array:
+    """A square matrix with its lower triangle replaced by the mirror of its upper one."""
+    kind = framework(x, "x")
+    module = sys.modules["jax"].numpy if kind == "jax" else sys.modules[kind]
+    return module.triu(x) + module.triu(x, 1).T
+
+
 def to_float64(x: Array) -> np.ndarray:
     """A float64 (or, for integers, int64) NumPy copy of any array, for the reference backend."""
     kind = framework(x, "array")
@@ -134,3 +148,25 @@ def floating(x: Array, name: str) -> None:
     """Raises unless x has one of the dtypes the kernels read."""
     if dtype_name(x) not in ("float32", "float64", *_HALVES):
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {dtype_name(x)}")
+
+
+def layer(a: Array, b: Array, a_name: str = "a", b_name: str = "b") -> tuple[Array, Array]:
+    """A layer's inputs and output gradients as (B, T, d) and (B, T, p), or an error that names the argument."""
+    for name, x in ((a_name, a), (b_name, b)):
+        floating(x, name)
+    if dtype_name(b) != dtype_name(a):
+        raise TypeError(f"{b_name}: expected {dtype_name(a)} like {a_name}, got {dtype_name(b)}")
+    if tuple(a.shape[:-1]) != tuple(b.shape[:-1]):
+        raise ValueError(f"{b_name}: expected shape {(*a.shape[:-1], 'p')} like {a_name}, got {tuple(b.shape)}")
+    return samples_first(a, a_name), samples_first(b, b_name)
+
+
+def directions(D: Array, like: Array, shape: tuple[int, ...], name: str = "D") -> tuple[Array, bool]:
+    """K directions as (K, *shape), and whether D came as a single one; of like's dtype or that of its sums."""
+    if D.ndim not in (len(shape), len(shape) + 1) or tuple(D.shape[D.ndim - len(shape) :]) != shape:
+        text = ", ".join(map(str, shape))
+        raise ValueError(f"{name}: expected shape (K, {text}) or ({text}), got {tuple(D.shape)}")
+    if dtype_name(D) not in (dtype_name(like), sum_dtype(like)):
+        raise TypeError(f"{name}: expected {dtype_name(like)} or {sum_dtype(like)}, got {dtype_name(D)}")
+    single = D.ndim == len(shape)
+    return D[None] if single else D, single

@@ -83,10 +83,22 @@ def _gpu() -> bool:
     return bool(importlib.util.find_spec("torch") and _module("torch").cuda.is_available())
 
 
+def _candidates(device: str) -> tuple[str, ...]:
+    """What "auto" means on a device, best first."""
+    return ("cpu",) if device == "cpu" else ("cuda", "triton")
+
+
+def runnable(ops: dict[str, str], backend: str, device: str) -> tuple[str, ...]:
+    """The keys of the ops that `backend` can run here; all of them where it can run none, so that the error names it."""
+    names = _candidates(device) if backend == "auto" else (backend,)
+    able = tuple(key for key, op in ops.items() if any(why_not(op, name) is None for name in names))
+    return able or tuple(ops)
+
+
 def choose(op: str, backend: str, device: str) -> str:
     """The backend that will run `op` on arrays of this device type; an error that says why none can."""
     if backend == "auto":
-        candidates = ("cpu",) if device == "cpu" else ("cuda", "triton")
+        candidates = _candidates(device)
         for name in candidates:
             if why_not(op, name) is None:
                 return name

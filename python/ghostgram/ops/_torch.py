@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ghostgram import _arrays
+from ghostgram import _arrays, _dispatch
 
 _defined: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {}
 _registered: dict[str, Any] = {}
@@ -29,6 +29,8 @@ def register() -> None:
 
     if not _libraries:
         _libraries.append(torch.library.Library("ghostgram", "DEF"))
+        # Which kernels this installation has does not change: torch.compile need not trace how it is found out.
+        torch.compiler.assume_constant_result(_dispatch.runnable)
     for name, (schema, compute, outputs) in _defined.items():
         if name in _registered:
             continue

@@ -63,22 +63,10 @@ def grad_stats(a: Array, b: Array, D: Array | None = None, *, backend: str = "au
 def checked(a: Array, b: Array, D: Array | None) -> tuple[Array, Array, Array | None, bool]:
     """(B,T,d), (B,T,p), (K,p,d), and whether D came as a single (p,d); or a clear error."""
     _arrays.same_framework(a=a, b=b, D=D)
-    for name, x in (("a", a), ("b", b)):
-        _arrays.floating(x, name)
-    if _arrays.dtype_name(b) != _arrays.dtype_name(a):
-        raise TypeError(f"b: expected {_arrays.dtype_name(a)} like a, got {_arrays.dtype_name(b)}")
-    if tuple(a.shape[:-1]) != tuple(b.shape[:-1]):
-        raise ValueError(f"b: expected shape {(*a.shape[:-1], 'p')} like a, got {tuple(b.shape)}")
-    a, b = _arrays.samples_first(a, "a"), _arrays.samples_first(b, "b")
+    a, b = _arrays.layer(a, b)
     if D is None:
         return a, b, None, False
-    p, d = b.shape[-1], a.shape[-1]
-    if D.ndim not in (2, 3) or tuple(D.shape[-2:]) != (p, d):
-        raise ValueError(f"D: expected shape (K, {p}, {d}) or ({p}, {d}), got {tuple(D.shape)}")
-    if _arrays.dtype_name(D) not in (_arrays.dtype_name(a), _arrays.sum_dtype(a)):
-        raise TypeError(f"D: expected {_arrays.dtype_name(a)} or {_arrays.sum_dtype(a)}, got {_arrays.dtype_name(D)}")
-    single = D.ndim == 2
-    return a, b, D[None] if single else D, single
+    return a, b, *_arrays.directions(D, a, (b.shape[-1], a.shape[-1]))
 
 
 def outputs(

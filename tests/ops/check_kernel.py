@@ -1,0 +1,19 @@
+"""check_kernel.py LIBRARY OP: prints a line for every case on which the module's CPU kernel exceeds an error bound."""
+
+import importlib.util
+import os
+import sys
+
+import ghostgram._C as extension
+from ghostgram.testing.compare import cases_of, error_over_bound
+
+library, op = sys.argv[1:]
+sys.setdlopenflags(os.RTLD_LAZY)  # kernels of other instruction sets are missing, and never called
+spec = importlib.util.spec_from_file_location("mutant", library)
+mutant = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(mutant)
+setattr(extension.cpu, op, getattr(mutant.cpu, op))
+for case in cases_of(op).CASES:
+    for output, error in error_over_bound(op, case, "float32", "cpu").items():
+        if not error <= 1:
+            print(f"{case.id}: {output} is beyond its bound, by a factor of {error:.3g}")

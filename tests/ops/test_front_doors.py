@@ -1,0 +1,255 @@
+"""What every front door promises: any array type in and the same type out, clear errors, torch sees what it calls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ghostgram as gg
+from ghostgram import _C
+from ghostgram.ops import _torch
+
+FRAMEWORKS = {"torch": torch.from_numpy, "numpy": np.asarray, "jax": jnp.asarray}
+
+
+def arrays(make=np.asarray, samples=3, tokens=5, d=6, p=4, directions=2, dtype=np.float32, seed=0):
+    """One set of inputs that fits every front door."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: make(rng.standard_normal(shape).astype(dtype))  # noqa: E731
+    return {
+        "a": normal(samples, tokens, d),
+        "b": normal(samples, tokens, p),
+        "a2": normal(2, tokens + 1, d),
+        "b2": normal(2, tokens + 1, p),
+        "D": normal(directions, p, d),
+        "ids": make(rng.integers(0, 7, (samples, tokens)).astype(np.int32)),
+        "table": normal(directions, 7, p),
+        "x": normal(samples, tokens, p),
+        "mean": normal(samples, tokens),
+        "rstd": normal(samples, tokens),
+        "row": normal(directions, p),
+    }
+
+
+DOORS = {
+    "grad_norms": lambda v: gg.grad_norms(v["a"], v["b"]),
+    "grad_dots": lambda v: gg.grad_dots(v["a"], v["b"], v["D"]),
+    "grad_gram": lambda v: gg.grad_gram(v["a"], v["b"]),
+    "grad_gram of two": lambda v: gg.grad_gram(v["a"], v["b"], v["a2"], v["b2"]),
+    "grad_stats": lambda v: gg.grad_stats(v["a"], v["b"], v["D"]),
+    "embedding_stats": lambda v: gg.embedding_stats(v["ids"], v["b"], v["table"], padding_idx=2),
+    "affine_stats": lambda v: gg.affine_stats(v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"]),
+    "affine_stats of a bias": lambda v: gg.affine_stats(v["b"], D_bias=v["row"]),
+}
+
+
+def results(found):
+    """The arrays a front door returned."""
+    return [x for x in (found if isinstance(found, tuple) else (found,)) if x is not None]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("door", DOORS)
+def test_every_framework_gives_the_same_numbers_and_its_own_type(door, framework):
+    make = FRAMEWORKS[framework]
+    kind = type(make(np.zeros(1)))
+    expected = results(DOORS[door](arrays(dtype=np.float64)))
+    for got, truth in zip(results(DOORS[door](arrays(make))), expected, strict=True):
+        assert type(got) is kind
+        assert str(got.dtype).endswith("float32")
+        np.testing.assert_allclose(np.asarray(got), truth, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_reference_backend_agrees(door, monkeypatch):
+    expected = results(DOORS[door](arrays(dtype=np.float64)))
+    for name in ("grad_norms", "grad_dots", "grad_gram", "grad_stats", "embedding_stats", "affine_stats"):
+        front = getattr(gg, name)
+        monkeypatch.setattr(gg, name, lambda *args, front=front, **options: front(*args, **options, backend="reference"))
+    for got, truth in zip(results(DOORS[door](arrays(dtype=np.float64))), expected, strict=True):
+        np.testing.assert_allclose(got, truth, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_compiles_in_one_graph(door):
+    inputs = arrays(torch.from_numpy)
+    compiled = torch.compile(DOORS[door], fullgraph=True, backend="aot_eager")
+    for got, eager in zip(results(compiled(inputs)), results(DOORS[door](inputs)), strict=True):
+        assert torch.equal(got, eager)
+
+
+def op_samples():
+    """Inputs of every torch op, the rarer forms too."""
+    v = arrays(torch.from_numpy)
+    half = {name: x.bfloat16() for name, x in v.items() if x.is_floating_point()}
+    return {
+        "grad_stats": [(v["a"], v["b"], v["D"], True, True, "auto"), (half["a"], half["b"], None, False, True, "auto")],
+        "grad_gram": [
+            (v["a"], v["b"], None, None, False, "auto"),
+            (v["a"], v["b"], None, None, True, "auto"),
+            (half["a"], half["b"], half["a2"], half["b2"], False, "auto"),
+        ],
+        "embedding_stats": [(v["ids"], v["b"], v["table"], 2, True, "auto"), (v["ids"], half["b"], None, -1, False, "auto")],
+        "affine_stats": [
+            (v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "auto"),
+            (half["b"], None, None, None, None, v["row"], False, "auto"),
+        ],
+    }
+
+
+@pytest.mark.parametrize("op", op_samples())
+def test_opcheck(op):
+    for args in op_samples()[op]:
+        torch.library.opcheck(getattr(torch.ops.ghostgram, op).default, args)
+
+
+def test_a_result_has_no_gradient():
+    v = arrays(torch.from_numpy)
+    with pytest.raises(RuntimeError, match="it has no gradient"):
+        torch.ops.ghostgram.grad_gram(v["a"].requires_grad_(), v["b"], None, None, True, "auto").sum().backward()
+
+
+ERRORS = [
+    (lambda v: gg.grad_norms(v["a"], v["b"][:, :4]), ValueError, r"^b: expected shape \(3, 5, 'p'\) like a"),
+    (lambda v: gg.grad_norms(v["a"].astype(int), v["b"]), TypeError, r"^a: expected float32"),
+    (lambda v: gg.grad_norms(v["a"], v["b"].astype(np.float64)), TypeError, r"^b: expected float32 like a"),
+    (lambda v: gg.grad_norms(v["a"], torch.from_numpy(v["b"])), TypeError, r"^b: expected a numpy array like a"),
+    (lambda v: gg.grad_norms([1.0], v["b"]), TypeError, r"^a: expected a torch, NumPy, JAX or CuPy array"),
+    (lambda v: gg.grad_norms(v["a"][0, 0], v["b"][0, 0]), ValueError, r"^a: expected \(B, features\)"),
+    (lambda v: gg.grad_norms(v["a"], v["b"], backend="gpu"), ValueError, r"^backend: expected one of"),
+    (lambda v: gg.grad_norms(v["a"], v["b"], backend="cuda"), RuntimeError, r"backend 'cuda' is not available"),
+    (lambda v: gg.grad_dots(v["a"], v["b"], v["D"][:, :3]), ValueError, r"^D: expected shape \(K, 4, 6\) or \(4, 6\)"),
+    (lambda v: gg.grad_dots(v["a"], v["b"], v["D"].astype(int)), TypeError, r"^D: expected float32"),
+    (lambda v: gg.grad_gram(v["a"], v["b"], v["a2"]), ValueError, r"^b2: expected an array, because a2 is given"),
+    (lambda v: gg.grad_gram(v["a"], v["b"], b2=v["b2"]), ValueError, r"^a2: expected an array, because b2 is given"),
+    (lambda v: gg.grad_gram(v["a"], v["b"], v["a2"], v["b2"][:1]), ValueError, r"^b2: expected shape \(2, 6, 'p'\)"),
+    (lambda v: gg.grad_gram(v["a"], v["b"], v["a2"][..., :3], v["b2"]), ValueError, r"^a2: expected 6 features like a"),
+    (
+        lambda v: gg.grad_gram(v["a"], v["b"], v["a2"].astype(np.float64), v["b2"].astype(np.float64)),
+        TypeError,
+        r"^a2: expected float32 like a",
+    ),
+    (lambda v: gg.embedding_stats(v["a"], v["b"]), TypeError, r"^ids: expected int32 or int64"),
+    (lambda v: gg.embedding_stats(v["ids"][:2], v["b"]), ValueError, r"^b: expected shape \(2, 5, 'E'\) like ids"),
+    (lambda v: gg.embedding_stats(v["ids"], v["b"], v["D"]), ValueError, r"^D: expected shape \(K, 4, 4\)"),
+    (lambda v: gg.embedding_stats(v["ids"], v["b"], padding_idx=-1), ValueError, r"^padding_idx: expected None"),
+    (lambda v: gg.embedding_stats(v["ids"] - 9, v["b"]), IndexError, r"^ids: expected 0 <= id, got -\d at sample 0, token 0"),
+    (lambda v: gg.embedding_stats(v["ids"] + 7, v["b"], v["table"]), IndexError, r"^ids: expected 0 <= id < 7, got \d+ at"),
+    (lambda v: gg.affine_stats(v["b"], v["x"][:2]), ValueError, r"^x: expected shape \(3, 5, 4\) like b"),
+    (lambda v: gg.affine_stats(v["b"], v["x"].astype(np.float16)), TypeError, r"^x: expected float32 like b"),
+    (lambda v: gg.affine_stats(v["b"], v["x"], v["mean"][:2]), ValueError, r"^mean: expected shape \(3, 5\)"),
+    (lambda v: gg.affine_stats(v["b"], v["x"], rstd=v["rstd"].astype(np.float64)), TypeError, r"^rstd: expected float32"),
+    (lambda v: gg.affine_stats(v["b"], rstd=v["rstd"]), ValueError, r"^rstd: expected None without x"),
+    (lambda v: gg.affine_stats(v["b"], D_bias=v["row"][:, :3]), ValueError, r"^D_bias: expected shape \(K, 4\) or \(4\)"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), ERRORS, ids=[message[:40] for _, _, message in ERRORS])
+def test_errors_name_the_argument(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call(arrays())
+
+
+def test_jax_tracers_are_refused():
+    v = arrays(jnp.asarray)
+    with pytest.raises(TypeError, match=r"^a: expected a concrete array"):
+        jax.jit(gg.grad_norms)(v["a"], v["b"])
+
+
+SIZES = st.fixed_dictionaries(
+    {"samples": st.integers(1, 6), "tokens": st.integers(1, 40), "d": st.integers(1, 40), "p": st.integers(1, 40)}
+)
+properties = settings(max_examples=25, deadline=None)
+
+
+def close(got, expected, scale):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * float(np.max(scale, initial=0)) + 1e-30)
+
+
+@properties
+@given(sizes=SIZES, seed=st.integers(0, 99))
+def test_gram_is_symmetric_positive_and_its_diagonal_the_squared_norms(sizes, seed):
+    v = arrays(**sizes, seed=seed)
+    gram, norms = gg.grad_gram(v["a"], v["b"]), gg.grad_norms(v["a"], v["b"])
+    assert np.array_equal(gram, gram.T)
+    assert np.linalg.eigvalsh(gram.astype(np.float64)).min() >= -1e-4 * norms.max() ** 2
+    close(np.diag(gram), norms**2, norms**2)
+    close(gg.grad_stats(v["a"], v["b"]).norms, norms, norms)
+
+
+@properties
+@given(sizes=SIZES, seed=st.integers(0, 99))
+def test_dots_are_linear_and_agree_with_the_gradient_they_sum_to(sizes, seed):
+    v = arrays(**sizes, seed=seed)
+    first, second = v["D"]
+    stats = gg.grad_stats(v["a"], v["b"])
+    dots = gg.grad_dots(v["a"], v["b"], v["D"])
+    scale = stats.norms[:, None] * np.linalg.norm(v["D"], axis=(1, 2))
+    close(gg.grad_dots(v["a"], v["b"], first - 2 * second), dots[:, 0] - 2 * dots[:, 1], 3 * scale)
+    close(gg.grad_stats(v["a"], v["b"], v["D"]).dots, dots, scale)
+    total = np.sum(stats.weight_grad.astype(np.float64) ** 2)
+    close(gg.grad_dots(v["a"], v["b"], stats.weight_grad).sum(), total, np.sum(stats.norms) ** 2)
+
+
+@properties
+@given(sizes=SIZES, seed=st.integers(0, 99))
+def test_samples_permute(sizes, seed):
+    v = arrays(**sizes, seed=seed)
+    order = np.random.default_rng(seed).permutation(sizes["samples"])
+    moved = v | {name: v[name][order] for name in ("a", "b", "x", "mean", "rstd", "ids")}
+    assert np.array_equal(gg.grad_norms(moved["a"], moved["b"]), gg.grad_norms(v["a"], v["b"])[order])
+    gram = gg.grad_gram(v["a"], v["b"])
+    close(gg.grad_gram(moved["a"], moved["b"]), gram[order][:, order], np.diag(gram))
+    assert np.array_equal(DOORS["embedding_stats"](moved).norms, DOORS["embedding_stats"](v).norms[order])
+    assert np.array_equal(DOORS["affine_stats"](moved).weight_dots, DOORS["affine_stats"](v).weight_dots[order])
+
+
+@properties
+@given(sizes=SIZES, split=st.integers(1, 4), seed=st.integers(0, 99))
+def test_middle_axes_are_tokens(sizes, split, seed):
+    sizes = sizes | {"tokens": sizes["tokens"] * split}
+    v = arrays(**sizes, seed=seed)
+    per_token = ("a", "b", "x", "mean", "rstd", "ids")
+    cut = v | {n: v[n].reshape(sizes["samples"], split, -1, *v[n].shape[2:]) for n in per_token}
+    for door, call in DOORS.items():
+        if door != "grad_gram of two":
+            for whole, parts in zip(results(call(v)), results(call(cut)), strict=True):
+                assert np.array_equal(whole, parts)
+
+
+ROOMS = {
+    "grad_stats": lambda v: _torch.call("grad_stats", v["a"], v["b"], v["D"], True, True, "cpu"),
+    "grad_gram": lambda v: _torch.call("grad_gram", v["a"], v["b"], None, None, False, "cpu"),
+    "its diagonal": lambda v: _torch.call("grad_gram", v["a"], v["b"], None, None, True, "cpu"),
+    "embedding_stats": lambda v: _torch.call("embedding_stats", v["ids"], v["b"], v["table"], -1, True, "cpu"),
+    "affine_stats": lambda v: _torch.call(
+        "affine_stats", v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "cpu"
+    ),
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("sizes", [(3, 200, 70, 50), (70, 3, 40, 300), (1, 1000, 20, 30)])
+def test_same_bits_for_any_number_of_threads(room, sizes):
+    v = arrays(samples=sizes[0], tokens=sizes[1], d=sizes[2], p=sizes[3])
+    before = _C.num_threads()
+    found = []
+    for threads in (1, 2, 4):
+        _C.set_num_threads(threads)
+        found.append(results(ROOMS[room](v)))
+    _C.set_num_threads(before)
+    for other in found[1:]:
+        assert all(np.array_equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
+def test_embedding_takes_expanded_ids_and_a_padding_row():
+    v = arrays()
+    once = np.array([[1, 2, 2, 5, 1]])
+    expanded = np.broadcast_to(once, (3, 5))
+    assert np.array_equal(gg.embedding_stats(expanded, v["b"]).norms, gg.embedding_stats(expanded.copy(), v["b"]).norms)
+    padded = gg.embedding_stats(expanded, v["b"], padding_idx=2).norms
+    rows = np.stack([v["b"][:, [0, 4]].sum(1), v["b"][:, 3]], 1)
+    close(padded, np.linalg.norm(rows, axis=(1, 2)), padded)
