@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +66,11 @@ CASES = [
 LARGE = [Case(16, 512, 768, 1), Case(512, 16, 768, 1, "rms"), Case(2, 2048, 300, 2)]
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     """b, x, mean, rstd and both directions, as float64 values that their dtypes represent exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.features])
     shape = (case.samples, case.tokens, case.features)
-    values: dict[str, F64 | None] = dict.fromkeys(INPUTS)
+    values: dict[str, Any] = dict.fromkeys(INPUTS)
     values["b"] = layouts.rounded(rng.standard_normal(shape), dtype)
     x = layouts.rounded(case.offset + rng.standard_normal(shape), dtype)
     if case.layout == "expanded":
@@ -87,7 +88,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
     return values
 
 
-def arrays(case: Case, values: dict[str, F64 | None], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework: b and x in the layout of the case, only x ever expanded."""
     sums = "float64" if dtype == "float64" else "float32"
     layout = {"b": "contiguous" if case.layout == "expanded" else case.layout, "x": case.layout}
@@ -109,10 +110,10 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     return {name: x for name, x in outputs.items() if x is not None}
 
 
-def scales(case: Case, values: dict[str, F64 | None]) -> dict[str, F64]:
+def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
     b, x, mean, rstd, D_weight, D_bias = (None if values[k] is None else np.abs(values[k]) for k in INPUTS)
-    parts = {"bias": (b.sum(1), D_bias)}
+    parts: dict[str, Any] = {"bias": (b.sum(1), D_bias)}
     if x is not None:
         xhat = (x + (0 if mean is None else mean[..., None])) * (1 if rstd is None else rstd[..., None])
         parts["weight"] = (np.sum(b * xhat, axis=1), D_weight)
@@ -133,4 +134,4 @@ def bound(case: Case, dtype: str) -> float:
     exact once widened.
     """
     unit = layouts.UNIT["float64" if dtype == "float64" else "float32"]
-    return 3 * unit * (2 * float(case.tokens + case.samples) ** 0.5 + float(case.features) ** 0.5 + 6)
+    return 3 * unit * (2 * math.sqrt(case.tokens + case.samples) + math.sqrt(case.features) + 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ CASES = [
 LARGE = [Case(16, 512, 5003, 768, 1), Case(2, 4096, 97, 512, 2), Case(8, 128, 200, 768, 1, "distinct", layout="expanded")]
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     """ids, b and D, as float64 values that their dtypes represent exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.rows, case.features])
     shape = (case.samples, case.tokens)
@@ -85,7 +86,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
     }
 
 
-def arrays(case: Case, values: dict[str, F64 | None], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework; only ids are ever expanded, and never sliced out of a NaN-filled array."""
     sums = "float64" if dtype == "float64" else "float32"
     b_layout = "contiguous" if case.layout == "expanded" else case.layout
@@ -104,7 +105,7 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     return {"norms2": norms2, "dots": dots}
 
 
-def scales(case: Case, values: dict[str, F64 | None]) -> dict[str, F64]:
+def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
     norms2, dots = np.zeros(case.samples), np.zeros((case.samples, case.directions))
     for i, ids in enumerate(values["ids"].astype(np.int64)):
@@ -126,4 +127,4 @@ def bound(case: Case, dtype: str) -> float:
     widened.
     """
     unit = layouts.UNIT["float64" if dtype == "float64" else "float32"]
-    return 3 * unit * (2 * float(case.tokens) ** 0.5 + float(case.features) ** 0.5 + 4)
+    return 3 * unit * (2 * math.sqrt(case.tokens) + math.sqrt(case.features) + 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,11 @@ class Case:
         """A name for test reports."""
         form = "diagonal" if self.diagonal else "x{}T{}".format(*self.second) if self.second else "symmetric"
         return f"B{self.samples}T{self.tokens}d{self.d}p{self.p}-{form}-{self.layout}"
+
+    @property
+    def columns(self) -> int:
+        """Samples of the second side."""
+        return self.second[0] if self.second else self.samples
 
     @property
     def pairs(self) -> float:
@@ -78,10 +84,10 @@ LARGE = [
 ]
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     """Both sides, as float64 values that `dtype` represents exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.d, case.p])
-    values: dict[str, F64 | None] = {"a": None, "b": None, "a2": None, "b2": None}
+    values: dict[str, Any] = {"a": None, "b": None, "a2": None, "b2": None}
     sides = [("a", "b", (case.samples, case.tokens))] + ([("a2", "b2", case.second)] if case.second else [])
     for a, b, shape in sides:
         values[a] = layouts.rounded(rng.standard_normal((*shape, case.d)), dtype)
@@ -91,7 +97,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
     return values
 
 
-def arrays(case: Case, values: dict[str, F64 | None], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework, in the layout of the case."""
     only_a = case.layout == "expanded"
     return {
@@ -102,21 +108,20 @@ def arrays(case: Case, values: dict[str, F64 | None], make: layouts.Make, dtype:
 
 def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     """Runs the room itself, below the front door, into an output poisoned with NaN."""
-    columns = case.second[0] if case.second else case.samples
-    out = layouts.poisoned_sums(made["a"], (case.samples,) if case.diagonal else (case.samples, columns))
+    out = layouts.poisoned_sums(made["a"], (case.samples,) if case.diagonal else (case.samples, case.columns))
     _dispatch.run("grad_gram", backend, made["a"], made["b"], made["a2"], made["b2"], out)
     return {"out": out}
 
 
-def scales(case: Case, values: dict[str, F64 | None]) -> dict[str, F64]:
+def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
     """The same sums over absolute values: what rounding errors are relative to."""
-    a, b, a2, b2 = (np.abs(values[k]) if values[k] is not None else None for k in ("a", "b", "a2", "b2"))
-    first = (b.swapaxes(1, 2) @ a).reshape(case.samples, case.p * case.d)
+    a, b, a2, b2 = (None if values[k] is None else np.abs(values[k]) for k in ("a", "b", "a2", "b2"))
+    first: F64 = (b.swapaxes(1, 2) @ a).reshape(case.samples, case.p * case.d)
     if case.diagonal:
         return {"out": np.sum(first * first, axis=1)}
     if a2 is None:
         return {"out": first @ first.T}
-    return {"out": first @ (b2.swapaxes(1, 2) @ a2).reshape(case.second[0], case.p * case.d).T}
+    return {"out": first @ (b2.swapaxes(1, 2) @ a2).reshape(case.columns, case.p * case.d).T}
 
 
 def bound(case: Case, dtype: str) -> float:
@@ -127,4 +132,4 @@ def bound(case: Case, dtype: str) -> float:
     in at most 5 roundings with the product's own, tiles in float64. Half types are exact once widened.
     """
     unit = layouts.UNIT["float64" if dtype == "float64" else "float32"]
-    return 3 * unit * (float(case.d) ** 0.5 + float(case.p) ** 0.5 + 4)
+    return 3 * unit * (math.sqrt(case.d) + math.sqrt(case.p) + 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,4 +123,4 @@ def bound(case: Case, dtype: str) -> float:
     dtype and products are made in float32, so half types have float32's bound.
     """
     unit = layouts.UNIT["float64" if dtype == "float64" else "float32"]
-    return 6 * unit * (float(case.tokens + case.samples) ** 0.5 + 4)
+    return 6 * unit * (math.sqrt(case.tokens + case.samples) + 4)
