@@ -60,8 +60,8 @@ public:
     samples_per_pass = most(1, b_panel_bytes / sample_bytes);
     row_groups = ceil_div(s.p, rows_per_group);
     col_tiles = ceil_div(s.d, tile_cols<Acc>);
-    const int64_t cuts = least(ceil_div(wanted_tasks, row_groups), most(1, col_tiles / least_col_tiles));
-    tiles_per_cut = ceil_div(col_tiles, cuts);
+    const int64_t cuts = least(ceil_div(wanted_tasks, most(1, row_groups)), most(1, col_tiles / least_col_tiles));
+    tiles_per_cut = most(1, ceil_div(col_tiles, cuts));
     col_cuts = ceil_div(col_tiles, tiles_per_cut);
   }
 

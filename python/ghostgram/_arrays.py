@@ -108,11 +108,9 @@ def assign(out: Array, values: np.ndarray) -> None:
 
 
 def unit_inner_stride(x: Array) -> Array:
-    """The array itself when its last axis is contiguous in memory, else a contiguous copy."""
+    """The array itself when its last axis is contiguous in memory, else a contiguous copy; what a kernel can read."""
     if is_torch(x):
-        x = x.detach()  # the ops read inputs as constants
-        if x.is_neg():
-            x = x.resolve_neg()
+        x = x.resolve_neg()  # a lazily negated view: its memory has the other sign
         return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
     if isinstance(x, np.ndarray):
         aligned = x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)
@@ -129,7 +127,7 @@ def samples_first(x: Array, name: str) -> Array:
         for n in x.shape[1:-1]:
             tokens *= n
         x = x.reshape(x.shape[0], tokens, x.shape[-1])
-    return unit_inner_stride(x)
+    return x
 
 
 def floating(x: Array, name: str) -> None:

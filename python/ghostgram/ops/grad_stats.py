@@ -61,7 +61,7 @@ def grad_stats(a: Array, b: Array, D: Array | None = None, *, backend: str = "au
 
 
 def checked(a: Array, b: Array, D: Array | None) -> tuple[Array, Array, Array | None, bool]:
-    """(B,T,d), (B,T,p), (K,p,d) with unit inner strides, and whether D came as a single (p,d); or a clear error."""
+    """(B,T,d), (B,T,p), (K,p,d), and whether D came as a single (p,d); or a clear error."""
     _arrays.same_framework(a=a, b=b, D=D)
     for name, x in (("a", a), ("b", b)):
         _arrays.floating(x, name)
@@ -78,7 +78,7 @@ def checked(a: Array, b: Array, D: Array | None) -> tuple[Array, Array, Array | 
     if _arrays.dtype_name(D) not in (_arrays.dtype_name(a), _arrays.sum_dtype(a)):
         raise TypeError(f"D: expected {_arrays.dtype_name(a)} or {_arrays.sum_dtype(a)}, got {_arrays.dtype_name(D)}")
     single = D.ndim == 2
-    return a, b, _arrays.unit_inner_stride(D[None] if single else D), single
+    return a, b, D[None] if single else D, single
 
 
 def outputs(
@@ -99,6 +99,7 @@ def compute(
 ) -> tuple[Array, Array, Array]:
     """weight_grad, norms^2 and dots of checked inputs."""
     out = outputs(a, b, D, weight_grad, norms, backend)
+    a, b, D = (None if x is None else _arrays.unit_inner_stride(x) for x in (a, b, D))
     _dispatch.run(
         "grad_stats", backend, a, b, D, out[0] if weight_grad else None, out[1] if norms else None, out[2], False
     )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
+Make = Callable[[F64, str, str], Any]
+"""(values, dtype, layout) -> an array of some framework."""
 
 
 def rounded(x: F64, dtype: str) -> F64:
@@ -36,3 +42,36 @@ def lay_out(x: NDArray[np.generic], layout: str) -> NDArray[np.generic]:
         raise ValueError(f"layout: expected contiguous, sliced, transposed or expanded, got {layout!r}")
     window[...] = x
     return window
+
+
+def torch_array(values: F64, dtype: str, layout: str) -> Any:
+    """A torch tensor of these values."""
+    import torch
+
+    laid = lay_out(values, layout)
+    memory = _memory(laid)
+    offset = (laid.__array_interface__["data"][0] - memory.__array_interface__["data"][0]) // laid.itemsize
+    strides = [s // laid.itemsize for s in laid.strides]
+    return torch.from_numpy(memory).to(getattr(torch, dtype)).as_strided(laid.shape, strides, offset)
+
+
+def numpy_array(values: F64, dtype: str, layout: str) -> Any:
+    """A NumPy array of these values; NumPy has no bfloat16."""
+    return lay_out(values.astype(dtype), layout)
+
+
+def _memory(x: NDArray[np.generic]) -> NDArray[np.generic]:
+    """All the memory that x is a view of, flat."""
+    base = x
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    return base.ravel(order="K")
+
+
+def poisoned(like: Any, shape: tuple[int, ...] | None = None) -> Any:
+    """An output full of NaN, in like's framework, dtype and (unless given) shape."""
+    shape = tuple(like.shape) if shape is None else shape
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return like.new_full(shape, float("nan"))
+    return np.full(shape, np.nan, like.dtype)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ghostgram import _dispatch
 from ghostgram.testing import layouts
 
+F64 = NDArray[np.float64]
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 """Unit roundoff by dtype."""
 
@@ -66,7 +70,7 @@ LARGE = [
 ]
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, NDArray[np.float64] | None]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
     """a, b, D and a starting weight_grad, as float64 values that `dtype` represents exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.d, case.p])
     a = case.scale * rng.standard_normal((case.samples, case.tokens, case.d))
@@ -79,14 +83,35 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, NDArray[np.float6
     return {"a": rounded[0], "b": rounded[1], "D": rounded[2], "weight_grad": layouts.rounded(start, "float32")}
 
 
-def scales(a: NDArray[np.float64], b: NDArray[np.float64], D: NDArray[np.float64] | None) -> dict[str, NDArray[np.float64]]:
-    """For every output, the same sum over absolute values: what rounding errors are relative to."""
-    gradients = [np.abs(y).T @ np.abs(x) for x, y in zip(a, b, strict=True)]
-    zero = np.zeros((b.shape[-1], a.shape[-1]))
+def arrays(case: Case, values: dict[str, F64 | None], make: layouts.Make, dtype: str) -> dict[str, Any]:
+    """The values as arrays of a framework, in the layout of the case; weight_grad is the output's starting value."""
+    sums = "float64" if dtype == "float64" else "float32"
+    made = {name: None if x is None else make(x, dtype, case.layout) for name, x in values.items() if name != "weight_grad"}
+    D_layout = "contiguous" if case.layout == "expanded" else case.layout
+    if values["D"] is not None:
+        made["D"] = make(values["D"], sums if case.directions % 2 else dtype, D_layout)
+    return made | {"weight_grad": make(values["weight_grad"], sums, "contiguous")}
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door, into outputs poisoned with NaN."""
+    a, b, weight_grad = made["a"], made["b"], made["weight_grad"]
+    if not case.accumulate:
+        weight_grad = layouts.poisoned(weight_grad)
+    norms2 = layouts.poisoned(weight_grad, (case.samples,))
+    dots = layouts.poisoned(weight_grad, (case.samples, case.directions))
+    _dispatch.run("grad_stats", backend, a, b, made["D"], weight_grad, norms2, dots, case.accumulate)
+    return {"weight_grad": weight_grad, "norms2": norms2, "dots": dots}
+
+
+def scales(case: Case, values: dict[str, F64 | None]) -> dict[str, F64]:
+    """For every output, the same sums over absolute values: what rounding errors are relative to."""
+    a, b, D, start = (np.abs(values[k]) if values[k] is not None else None for k in ("a", "b", "D", "weight_grad"))
+    gradients = np.einsum("itp,itd->ipd", b, a, optimize=True)
     return {
-        "weight_grad": sum(gradients, start=zero),
-        "norms2": np.array([np.sum(g * g) for g in gradients]),
-        "dots": np.array([np.sum(g * np.abs(D), axis=(1, 2)) for g in gradients]) if D is not None else np.zeros((len(a), 0)),
+        "weight_grad": gradients.sum(0) + (start if case.accumulate else 0),
+        "norms2": np.sum(gradients**2, axis=(1, 2)),
+        "dots": np.zeros((case.samples, 0)) if D is None else np.einsum("ipd,kpd->ik", gradients, D, optimize=True),
     }
 
 

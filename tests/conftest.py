@@ -1,0 +1,16 @@
+"""Absent backends are named skips: a room that cannot run here says why."""
+
+import pytest
+
+from ghostgram import _dispatch
+
+
+@pytest.fixture
+def available():
+    """available(op, backend) skips the test with the reason when that room cannot run here."""
+
+    def check(op: str, backend: str) -> None:
+        if reason := _dispatch.why_not(op, backend):
+            pytest.skip(f"{op} on {backend}: {reason}")
+
+    return check
