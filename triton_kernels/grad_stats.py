@@ -115,26 +115,31 @@ class LaunchShape(NamedTuple):
     precision: str
 
 
-def launch_shape(backend: str, arch: int | str, itemsize: int, directions: int) -> LaunchShape:
-    """The largest tile that leaves nothing spilled, by what must stay in registers beside the pipeline.
+def launch_shape(backend: str, arch: int | str, itemsize: int, directions: int, aligned: bool) -> LaunchShape:
+    """The largest tile that spills nothing, by what must stay in registers beside the pipeline.
 
-    Two accumulators do, and the tile of D when there is one direction. Hopper and data-centre Blackwell read operands
-    from shared memory and so have room for 128 columns of all three; other NVIDIA generations hold fragments as well.
-    More directions are read again per sample, into registers that must then be free. NVIDIA makes float32 products of
-    three TF32 ones; AMD has matrix instructions for float32.
+    Two accumulators do, and the tile of D when there is one direction; more directions are read again per sample, into
+    registers that must then be free. Hopper and data-centre Blackwell read operands from shared memory and have room
+    for 128 columns of all three; other NVIDIA generations hold fragments as well. Rows that are not `aligned` come
+    through registers, one element at a time. NVIDIA makes float32 products of three TF32 ones; AMD has matrix
+    instructions for float32.
     """
     if backend == "interpreter":
         return LaunchShape(32, 32, 16, 1, 1, "ieee")
     if backend == "hip":
-        wide = LaunchShape(128, 128, 64 if arch == "gfx950" else 32, 4, 2, "ieee")
-        return wide if itemsize == 2 else LaunchShape(128, 64, 16, 4, 2, "ieee")
+        if itemsize == 4:
+            return LaunchShape(128, 64, 16, 4, 2, "ieee")
+        # gfx950 reads transposed fragments from LDS whatever the warps' tile is; gfx942 reads halves one by one when
+        # that tile is narrow, so its warps are few and their tiles large.
+        tokens = 64 if aligned and arch == "gfx950" else 32
+        return LaunchShape(128, 128, tokens, 8 if arch == "gfx950" else 4, 2, "ieee")
     if int(arch) < 80:
         raise ValueError(f"grad_stats: Triton kernels need compute capability 8.0 or later, got {int(arch) / 10}")
-    operands_in_shared = int(arch) // 10 in (9, 10)
+    operands_in_shared = aligned and int(arch) // 10 in (9, 10)
     if itemsize == 4:
         tokens, stages = (32, 3) if operands_in_shared else (16, 4)
-        return LaunchShape(128, 64, tokens, 8, stages, "tf32x3")
-    cols = 128 if directions <= int(operands_in_shared) else 64
+        return LaunchShape(128, 64 if aligned else 32, tokens, 8, stages, "tf32x3")
+    cols = 128 if aligned and directions <= int(operands_in_shared) else 64
     return LaunchShape(128, cols, 64 if operands_in_shared else 32, 8, 4, "ieee")
 
 
@@ -183,7 +188,8 @@ def run(
         D = dots = None
     with torch.cuda.device_of(a):
         backend, arch, multiprocessors = _machine(a.device)
-        shape = launch_shape(backend, arch, a.element_size(), directions)
+        aligned = all(n % 16 == 0 for x in (a, b) for n in (x.data_ptr(), x.shape[-1], *x.stride()[:2]))
+        shape = launch_shape(backend, arch, a.element_size(), directions, aligned)
         tiles = triton.cdiv(p, shape.rows) * triton.cdiv(d, shape.cols)
         spans = sample_spans(tiles, samples, tokens, multiprocessors, weight_grad is not None)
         partials = a.new_empty((tiles, samples, 1 + directions), dtype=torch.float32)
