@@ -121,14 +121,13 @@ def launch_shape(backend: str, arch: int | str, itemsize: int, directions: int, 
     Two accumulators do, and the tile of D when there is one direction; more directions are read again per sample, into
     registers that must then be free. Hopper and data-centre Blackwell read operands from shared memory and have room
     for 128 columns of all three; other NVIDIA generations hold fragments as well. Rows that are not `aligned` come
-    through registers, one element at a time. NVIDIA makes float32 products of three TF32 ones; AMD has matrix
-    instructions for float32.
+    through registers, one element at a time.
     """
     if backend == "interpreter":
         return LaunchShape(32, 32, 16, 1, 1, "ieee")
     if backend == "hip":
         if itemsize == 4:
-            return LaunchShape(128, 64, 16, 4, 2, "ieee")
+            return LaunchShape(128, 64, 16, 4, 2, "ieee")  # there are matrix instructions for float32
         # gfx950 reads transposed fragments from LDS whatever the warps' tile is; gfx942 reads halves one by one when
         # that tile is narrow, so its warps are few and their tiles large.
         tokens = 64 if aligned and arch == "gfx950" else 32
@@ -136,11 +135,13 @@ def launch_shape(backend: str, arch: int | str, itemsize: int, directions: int, 
     if int(arch) < 80:
         raise ValueError(f"grad_stats: Triton kernels need compute capability 8.0 or later, got {int(arch) / 10}")
     operands_in_shared = aligned and int(arch) // 10 in (9, 10)
+    if itemsize == 4 and arch in (80, 90, 100, 103):
+        # Three TF32 products make a float32 one: worth it where TF32 is far more than three times faster.
+        return LaunchShape(128, 64 if aligned else 32, *((32, 8, 3) if operands_in_shared else (16, 8, 4)), "tf32x3")
     if itemsize == 4:
-        tokens, stages = (32, 3) if operands_in_shared else (16, 4)
-        return LaunchShape(128, 64 if aligned else 32, tokens, 8, stages, "tf32x3")
+        return LaunchShape(64, 64 if aligned else 32, 16, 4, 3, "ieee")
     cols = 128 if aligned and directions <= int(operands_in_shared) else 64
-    return LaunchShape(128, cols, 64 if operands_in_shared else 32, 8, 4, "ieee")
+    return LaunchShape(128, cols, 64 if aligned else 32, 8, 4 if operands_in_shared else 3, "ieee")
 
 
 def sample_spans(tiles: int, samples: int, tokens: int, multiprocessors: int, weight_grad: bool) -> int:

@@ -23,6 +23,7 @@ MACHINES = {
     ("hip", "gfx942"): (64, 64 << 10, "v_mfma"),
     ("hip", "gfx950"): (64, 160 << 10, "v_mfma"),
 }
+PLAIN = {(120, "fp32")}  # no matrix instruction: exact float32 products are faster there than three TF32 ones
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
 BUILDS = [
     (backend, arch, dtype, directions, aligned)
@@ -130,7 +131,7 @@ def test_fills_the_machine_and_spills_nothing(found, backend, arch, dtype, direc
     )
     assert spilled == 0
     assert shared <= shared_limit
-    assert set(matrix) == {instruction}
+    assert set(matrix) == (set() if (arch, dtype) in PLAIN else {instruction})
 
 
 @pytest.mark.parametrize("arch", [arch for _, arch in MACHINES])
