@@ -137,7 +137,8 @@ def launch_shape(backend: str, arch: int | str, itemsize: int, directions: int, 
     operands_in_shared = aligned and int(arch) // 10 in (9, 10)
     if itemsize == 4 and arch in (80, 90, 100, 103):
         # Three TF32 products make a float32 one: worth it where TF32 is far more than three times faster.
-        return LaunchShape(128, 64 if aligned else 32, *((32, 8, 3) if operands_in_shared else (16, 8, 4)), "tf32x3")
+        tokens, stages = (32, 3) if operands_in_shared else (16, 4)
+        return LaunchShape(128, 64 if aligned else 32, tokens, 8, stages, "tf32x3")
     if itemsize == 4:
         return LaunchShape(64, 64 if aligned else 32, 16, 4, 3, "ieee")
     cols = 128 if aligned and directions <= int(operands_in_shared) else 64
