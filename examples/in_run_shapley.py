@@ -183,7 +183,7 @@ def main() -> None:
             "domains": ", ".join(dict.fromkeys(corpus.domain)),
             "corruption": f"{corpus.corrupted.mean():.0%} of the windows, {options.corruption}",
             "validation": "; ".join(f"{name}: {len(held)} windows" for name, held in corpus.validation.items())
-            + f"; from {HELD_OUT:.0%} of the documents, held out",
+            + f", from {HELD_OUT:.0%} of the documents, held out; read before every step of {BATCH} windows",
             "valuation": "order 1, AdamW's own preconditioner",
             "seed": options.seed,
         },

@@ -157,7 +157,8 @@ def _ledger_section(summary: Summary) -> Iterable[str]:
     yield (
         "<p class='note'>At each step the values, the optimizer's own momentum and decay (history) and the parameters"
         " left out (uncovered) predict how the validation loss will change; the next step measures it. The residual is"
-        " the error bar of the values above.</p>"
+        " the error bar of the values above; in a run of order 1 it holds the curvature that the prediction leaves out,"
+        " and grows with the learning rate.</p>"
     )
     totals = "; ".join(
         f"{name}: predicted {_signed(entries.predicted.sum())}, measured {_signed(entries.measured.sum())} nats"
