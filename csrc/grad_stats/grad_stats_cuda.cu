@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile
     }
     copy_async_commit(); // an empty group too: the waits below count groups
   };
-#pragma unroll
+#pragma unroll 1
   for (int slot = 0; slot < stages - 1; ++slot)
     fetch(slot);
 
@@ -294,34 +294,34 @@ __global__ void __launch_bounds__(sum_threads) grad_stats_sum_splits(GradStats s
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-// The small tile reads shared memory twice as often per product: by area it must win that back.
-constexpr double small_tile_cost = 1.25;
-
-// Splitting is weighed on a card of 132 multiprocessors. Time is counted in tokens of one tile; writing a tile of dW
-// and reading it back takes as long as about 500 of them.
+// Plans are compared on a card of 132 multiprocessors. Time is counted in tokens of one tile; writing a tile of dW and
+// reading it back takes as long as about 500 of them. A small tile's token takes half of a large one's, being a quarter
+// of the products on half a multiprocessor, and a quarter more, as it reads shared memory twice as often per product.
 constexpr int64_t multiprocessors = 132, most_splits = 16, merge_tokens = 500;
+constexpr double small_token = 0.5 * 1.25;
+
+template <class Tile> int64_t time_of(const GradStats &s, const Plan &plan) {
+  const int64_t slots = multiprocessors * Tile::resident, blocks = plan.tiles * plan.splits;
+  const int64_t merge = s.weight_grad && plan.splits > 1 ? blocks * merge_tokens / slots : 0;
+  return ceil_div(blocks, slots) * ceil_div(s.samples, plan.splits) * s.tokens + merge;
+}
 
 template <class Tile> Plan plan_with(const GradStats &s) {
-  const int64_t col_tiles = ceil_div(s.d, Tile::cols), tiles = ceil_div(s.p, Tile::rows) * col_tiles;
-  const int64_t slots = multiprocessors * Tile::resident;
-  const auto time = [&](int64_t splits) {
-    const int64_t merge = s.weight_grad && splits > 1 ? splits * tiles * merge_tokens / slots : 0;
-    return ceil_div(tiles * splits, slots) * ceil_div(s.samples, splits) * s.tokens + merge;
-  };
-  int64_t best = 1;
-  for (int64_t splits = 2; splits <= least(s.samples, most_splits); ++splits)
-    if (time(splits) < time(best))
-      best = splits;
-  return {std::is_same_v<Tile, LargeTile>, col_tiles, tiles, best};
+  Plan best{std::is_same_v<Tile, LargeTile>, ceil_div(s.d, Tile::cols), ceil_div(s.p, Tile::rows), 1};
+  best.tiles *= best.col_tiles;
+  for (Plan plan = best; plan.splits <= least(s.samples, most_splits); ++plan.splits)
+    if (time_of<Tile>(s, plan) < time_of<Tile>(s, best))
+      best = plan;
+  return best;
 }
 
 // float32 keeps to the small tile: split fragments beside the large one would spill, and with three products per load
 // there is no bandwidth to save.
 Plan plan_of(const GradStats &s) {
   const Plan large = plan_with<LargeTile>(s), small = plan_with<SmallTile>(s);
-  const double large_area = double(large.tiles) * LargeTile::rows * LargeTile::cols;
-  const double small_area = double(small.tiles) * SmallTile::rows * SmallTile::cols;
-  return s.dtype != DType::f32 && large_area <= small_tile_cost * small_area ? large : small;
+  const bool large_is_faster =
+      double(time_of<LargeTile>(s, large)) <= small_token * double(time_of<SmallTile>(s, small));
+  return s.dtype != DType::f32 && large_is_faster ? large : small;
 }
 
 int64_t partials_of(const GradStats &s, const Plan &plan) { return s.samples * (1 + s.directions) * plan.tiles; }

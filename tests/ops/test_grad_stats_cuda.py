@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from simt import shim
 
 from ghostgram.testing import compare, layouts
 from ghostgram.testing.cases import grad_stats as cases
 from ghostgram.testing.cases.grad_stats import Case
+from simt import shim
 
 pytestmark = pytest.mark.skipif(shim.compiler() is None, reason="no C++ compiler to build the CPU shim with")
 
@@ -25,12 +25,13 @@ CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 NOT_SUPPORTED = 801
 
 # Multiply-adds of the padded tiles that emulation may take; 30 to 100 million a second.
-WORK_LIMIT = 50_000_000
+WORK_LIMIT = 90_000_000
 
 # What the shared cases leave out: blocks with several samples of several stages each, more samples than splits, sums on
-# top of sums with one block per tile, large tiles cut by both edges.
+# top of sums with one block per tile; large tiles, cut by both edges, with whole and with odd strides.
 OWN_CASES = [
-    Case(33, 40, 20, 24, 1), Case(1, 5, 33, 20, 1, accumulate=True), Case(2, 40, 136, 130, 2), Case(1, 65, 256, 120, 1),
+    Case(33, 40, 20, 24, 1), Case(1, 5, 33, 20, 1, accumulate=True), Case(2, 40, 136, 130, 2),
+    Case(2, 33, 1104, 1000, 1), Case(2, 17, 1101, 1001, 2, accumulate=True),
 ]  # fmt: skip
 
 
@@ -70,12 +71,13 @@ def run(
     """Launches the kernel on guarded buffers; an AssertionError for a failed launch or a write beside an output."""
     library.configure(card.seed, card.shared_kib * 1024)
     values = cases.inputs(case, dtype)
+    D_dtype = "float32" if card.wide_directions else dtype
     with shim.Buffers(library, card.at_end) as buffers:
         a, (a_sample, a_token, _) = buffers.copy(layouts.lay_out(values["a"], case.layout), dtype)
         b, (b_sample, b_token, _) = buffers.copy(layouts.lay_out(values["b"], case.layout), dtype)
         args = Args(
-            CODES[dtype], CODES["float32" if card.wide_directions else dtype], case.samples, case.tokens, case.d, case.p,
-            0, a, a_sample, a_token, b, b_sample, b_token, accumulate=case.accumulate,
+            CODES[dtype], CODES[D_dtype], case.samples, case.tokens, case.d, case.p, 0,
+            a, a_sample, a_token, b, b_sample, b_token, accumulate=case.accumulate,
         )  # fmt: skip
         outputs: Outputs = {}
         if "weight_grad" in wanted:
@@ -89,9 +91,8 @@ def run(
             outputs["norms2"] = buffers.empty(case.samples, "float32")
             args.norms2 = outputs["norms2"].ctypes.data
         if "dots" in wanted and values["D"] is not None:
-            layout = "sliced" if case.layout == "sliced" else "contiguous"
-            directions = layouts.lay_out(values["D"], layout)
-            args.D, (args.D_direction, args.D_row, _) = buffers.copy(directions, "float32" if card.wide_directions else dtype)
+            directions = layouts.lay_out(values["D"], "contiguous" if case.layout == "expanded" else case.layout)
+            args.D, (args.D_direction, args.D_row, _) = buffers.copy(directions, D_dtype)
             args.directions = case.directions
             outputs["dots"] = buffers.empty(case.samples * case.directions, "float32")
             outputs["dots"] = outputs["dots"].reshape(case.samples, case.directions)
@@ -120,8 +121,13 @@ def padded_work(case: Case) -> int:
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> shim.Shim:
-    return shim.build("grad_stats", tmp_path_factory.mktemp("simt"))
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shim.build_engine(tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="session")
+def library(engine: Path) -> shim.Shim:
+    return shim.build("grad_stats", engine, engine.parent)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -161,40 +167,49 @@ class Mutant:
 
 KERNEL, FRAGMENTS = "grad_stats/grad_stats_cuda.cu", "core/mma.cuh"
 MUTANTS = {
-    "no barrier before a stage is read": Mutant(KERNEL, "      __syncthreads(); // everyone's", "      // everyone's"),
-    "no barrier before warps' sums are read": Mutant(KERNEL, "    __syncthreads(); // the next", "    // the next"),
-    "no wait for copies": Mutant(KERNEL, "      copy_async_wait<stages - 2>();\n", ""),
-    "a wait one stage too short": Mutant(KERNEL, "copy_async_wait<stages - 2>()", "copy_async_wait<stages - 1>()"),
+    "no barrier before a stage is read": Mutant(KERNEL, "__syncthreads(); // everyone's", "// everyone's"),
+    "no barrier before warps' sums are read": Mutant(KERNEL, "__syncthreads(); // the next", "// the next"),
+    "no wait for copies": Mutant(KERNEL, "copy_async_wait<stages - 2>();", ""),
+    "a wait one stage too short": Mutant(KERNEL, "copy_async_wait<stages - 2>", "copy_async_wait<stages - 1>"),
     "no mask on the last tokens": Mutant(KERNEL, "token < tokens_left ?", "token <= tokens_left ?"),
     "no mask on the last columns": Mutant(KERNEL, "most(0, least(n, cols_left - col))", "n"),
-    "transposed matrices in a row fragment": Mutant(FRAGMENTS, "lane / 16 * 8) * stride + lane / 8 % 2 * 8);", "lane / 8 % 2 * 8) * stride + lane / 16 * 8);"),
-    "wrong token in a split fragment": Mutant(FRAGMENTS, "x[(lane % 4 + e / 2 * 4)", "x[(lane % 4 + e / 2 * 2)", "float32"),
-    "a product of the split left out": Mutant(FRAGMENTS, "    multiply_m16n8k8_tf32(product, rows.high, cols.low);\n", "", "float32"),
-    "weight_grad takes the last sample only": Mutant(KERNEL, "weight_grad.value[i][j][e] += grad", "weight_grad.value[i][j][e] = grad"),
-    "partial sums under another tile's index": Mutant(KERNEL, "* plan.tiles + tile] = sum", "* plan.tiles + tile / 2] = sum"),
-    "splits merged one short": Mutant(KERNEL, "split < launch.plan.splits; ++split", "split + 1 < launch.plan.splits; ++split"),
+    "halves of a row fragment swapped": Mutant(
+        FRAGMENTS, "x + (lane % 8 + lane / 16 * 8) * stride", "x + (lane % 8 + (1 - lane / 16) * 8) * stride"
+    ),
+    "wrong token in a split fragment": Mutant(
+        FRAGMENTS, "x[(lane % 4 + e / 2 * 4)", "x[(lane % 4 + e / 2 * 2)", "float32"
+    ),
+    "a product of the split left out": Mutant(
+        FRAGMENTS, "multiply_m16n8k8_tf32(product, rows.high, cols.low);", "", "float32"
+    ),
+    "weight_grad takes the last sample only": Mutant(KERNEL, "value[i][j][e] += grad", "value[i][j][e] = grad"),
+    "partial sums under another tile's index": Mutant(
+        KERNEL, "plan.tiles + tile] = sum", "plan.tiles + tile / 2] = sum"
+    ),
+    "one split not merged": Mutant(KERNEL, "split < launch.plan.splits;", "split + 1 < launch.plan.splits;"),
     "start of weight_grad forgotten": Mutant(KERNEL, "add ? to[0] + x : x", "x"),
-}  # fmt: skip
+}
 SHOWING = [
     Case(1, 1, 1, 1, 1), Case(3, 17, 65, 63, 2), Case(33, 40, 20, 24, 1), Case(1, 5, 33, 20, 1, accumulate=True),
     Case(3, 7, 40, 24, 2, "sliced"), Case(2, 40, 136, 130, 2),
 ]  # fmt: skip
 
 
-def _build_mutant(mutant: Mutant, folder: Path) -> shim.Shim:
+def _build_mutant(mutant: Mutant, engine: Path, folder: Path) -> shim.Shim:
     for part in ("core", "grad_stats"):
         shutil.copytree(shim.SOURCES / part, folder / part)
     source = folder / mutant.file
     text = source.read_text()
     assert text.count(mutant.old) == 1, f"{mutant.old!r} is {text.count(mutant.old)} times in {mutant.file}"
     source.write_text(text.replace(mutant.old, mutant.new))
-    return shim.build("grad_stats", folder, folder, "-O0")
+    return shim.build("grad_stats", engine, folder, folder, "-O0")
 
 
 @pytest.fixture(scope="session")
-def mutants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[shim.Shim]]]:
+def mutants(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[shim.Shim]]]:
+    folders = {name: tmp_path_factory.mktemp("mutant") for name in MUTANTS}
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(_build_mutant, m, tmp_path_factory.mktemp("mutant")) for name, m in MUTANTS.items()}
+        yield {name: pool.submit(_build_mutant, mutant, engine, folders[name]) for name, mutant in MUTANTS.items()}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -17,10 +17,10 @@ SOURCES = HERE.parent.parent / "csrc"
 
 # Undefined behaviour traps, and the shim turns the trap into a failed launch. No contraction: staged and unstaged reads
 # of the same number must give the same bits, whatever the host's instruction set.
-FLAGS = (
-    "-std=c++20 -fPIC -shared -g0 -ffp-contract=off -Wno-unknown-pragmas "
-    "-fsanitize=alignment,bounds,shift,signed-integer-overflow,null -fsanitize-undefined-trap-on-error"
-).split()
+FLAGS = [
+    *("-std=c++20", "-fPIC", "-g0", "-ffp-contract=off", "-Wno-unknown-pragmas"),
+    *("-fsanitize=alignment,bounds,shift,signed-integer-overflow,null", "-fsanitize-undefined-trap-on-error"),
+]
 
 
 def compiler() -> str | None:
@@ -28,13 +28,21 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def build(op: str, to: Path, sources: Path = SOURCES, optimize: str = "-O1") -> Shim:
+def _compile(arguments: Sequence[str], include: Sequence[Path], output: Path) -> Path:
+    folders = [f"-I{folder}" for folder in include]
+    subprocess.run([compiler() or "g++", *FLAGS, *arguments, *folders, "-o", str(output)], check=True)
+    return output
+
+
+def build_engine(to: Path) -> Path:
+    """Compiles simt.cpp, the part that all ops and all their variants share."""
+    return _compile(["-O1", "-c", str(HERE / "simt.cpp")], [HERE], to / "simt.o")
+
+
+def build(op: str, engine: Path, to: Path, sources: Path = SOURCES, optimize: str = "-O1") -> Shim:
     """Compiles <op>_simt.cpp with the sources of csrc (or a changed copy of them)."""
-    library = to / f"lib{op}_simt.so"
-    files = [str(HERE / f"{op}_simt.cpp"), str(HERE / "simt.cpp")]
-    include = [f"-I{HERE}", f"-I{sources}"]
-    subprocess.run([compiler() or "g++", *FLAGS, optimize, *include, *files, "-o", str(library)], check=True)
-    return Shim(library)
+    files = [str(HERE / f"{op}_simt.cpp"), str(engine)]
+    return Shim(_compile(["-shared", optimize, *files], [HERE, sources], to / f"lib{op}_simt.so"))
 
 
 class Shim:
