@@ -171,6 +171,10 @@ void View::take(const dlpack::Tensor &t) {
   data = static_cast<char *>(t.data) + t.byte_offset;
 }
 
+bool View::unit_inner_stride() const {
+  return ndim == 0 || shape[ndim - 1] <= 1 || stride[ndim - 1] == 1 || std::find(shape, shape + ndim, 0) != shape + ndim;
+}
+
 std::string View::describe() const { return std::string(name_of(dtype)) + " " + shape_text(shape, ndim); }
 
 void expect(bool ok, const char *name, const char *what, const View &got) {
@@ -181,7 +185,7 @@ void expect(bool ok, const char *name, const char *what, const View &got) {
 void expect_output(const char *name, const View &got, DType dtype, std::initializer_list<int64_t> shape) {
   const int ndim = static_cast<int>(shape.size());
   const bool ok = got.dtype == dtype && got.ndim == ndim && std::equal(shape.begin(), shape.end(), got.shape) &&
-                  (ndim == 0 || got.shape[ndim - 1] <= 1 || got.stride[ndim - 1] == 1);
+                  got.unit_inner_stride();
   if (!ok)
     expect(false, name,
            (std::string(name_of(dtype)) + " " + shape_text(shape.begin(), ndim) + " with inner stride 1").c_str(), got);

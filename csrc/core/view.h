@@ -25,6 +25,8 @@ struct View {
   View(const char *name, py::handle object);
   ~View();
 
+  // Whether elements along the last axis are neighbours in memory; true where there is at most one.
+  bool unit_inner_stride() const;
   std::string describe() const; // "float32 (8, 256, 768)"
 
 private:

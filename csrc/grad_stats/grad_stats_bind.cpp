@@ -21,8 +21,8 @@ struct Call {
   Call(py::handle a_, py::handle b_, py::handle D_, py::handle weight_grad_, py::handle norms2_, py::handle dots_,
        bool accumulate)
       : a("a", a_), b("b", b_) {
-    expect(a.ndim == 3 && (a.shape[2] <= 1 || a.stride[2] == 1), "a", "(B, T, d) with inner stride 1", a);
-    expect(b.ndim == 3 && (b.shape[2] <= 1 || b.stride[2] == 1), "b", "(B, T, p) with inner stride 1", b);
+    expect(a.ndim == 3 && a.unit_inner_stride(), "a", "(B, T, d) with inner stride 1", a);
+    expect(b.ndim == 3 && b.unit_inner_stride(), "b", "(B, T, p) with inner stride 1", b);
     expect(b.shape[0] == a.shape[0] && b.shape[1] == a.shape[1], "b", "the samples and tokens of a", b);
     expect(a.dtype < DType::i32, "a", "a floating dtype", a);
     expect(b.dtype == a.dtype, "b", "the dtype of a", b);
@@ -35,7 +35,7 @@ struct Call {
     if (!D_.is_none()) {
       D.emplace("D", D_);
       expect(D->ndim == 3 && D->shape[1] == args.p && D->shape[2] == args.d, "D", "(K, p, d)", *D);
-      expect(D->shape[2] <= 1 || D->stride[2] == 1, "D", "inner stride 1", *D);
+      expect(D->unit_inner_stride(), "D", "inner stride 1", *D);
       expect(D->dtype == sums || D->dtype == a.dtype, "D", "the dtype of a, or of its sums", *D);
       args.direction_dtype = D->dtype;
       args.directions = D->shape[0];

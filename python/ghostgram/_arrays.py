@@ -111,7 +111,7 @@ def unit_inner_stride(x: Array) -> Array:
     """The array itself when its last axis is contiguous in memory, else a contiguous copy; what a kernel can read."""
     if is_torch(x):
         x = x.resolve_neg()  # a lazily negated view: its memory has the other sign
-        return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+        return x if x.stride(-1) == 1 or x.shape[-1] <= 1 or not x.numel() else x.contiguous()
     if isinstance(x, np.ndarray):
         aligned = x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)
         return x if aligned or x.size == 0 else np.ascontiguousarray(x)
