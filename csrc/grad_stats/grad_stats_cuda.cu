@@ -1,29 +1,16 @@
 // grad_stats on tensor cores: the weight-gradient GEMM, one output tile per block, sample by sample. The sample's tile
 // of G and the running tile of dW both stay in registers; norms and dots are taken from the first before it is added to
 // the second. Loads run ahead across samples, so the statistics of one hide the loads of the next. See docs/gpu.md.
-#include "core/mma.cuh"
+#include "core/tile.cuh"
 #include "grad_stats/grad_stats.h"
 #include <type_traits>
 
 namespace gg {
 namespace {
 
-// A block's tile of G and the part of it that one warp holds. `resident` blocks share a multiprocessor.
-template <int rows_, int cols_, int warp_rows_, int warp_cols_, int resident_> struct TileShape {
-  static constexpr int rows = rows_, cols = cols_, resident = resident_;
-  static constexpr int warp_rows = warp_rows_, warp_cols = warp_cols_, col_warps = cols / warp_cols;
-  static constexpr int warps = rows / warp_rows * col_warps, threads = 32 * warps;
-  static constexpr int row_fragments = warp_rows / 16, col_fragments = warp_cols / 8;
-};
 using LargeTile = TileShape<128, 128, 64, 32, 1>; // 128 of its 255 registers per thread are the two tiles
 using SmallTile = TileShape<64, 64, 32, 32, 2>;
 
-// A stage of the pipeline: some tokens of a's columns, then the same tokens of b's, which are the rows of G.
-template <class In, class Tile> struct Stage {
-  static constexpr int tokens = 2 * Tokens<In>::step;
-  static constexpr int a_stride = Tile::cols + bank_skew, b_stride = Tile::rows + bank_skew;
-  static constexpr int elements = tokens * (a_stride + b_stride);
-};
 constexpr int stages = 4;
 
 // How the work is cut; a function of the shapes alone, and so are the bits of the results.
@@ -40,84 +27,6 @@ struct Launch {
   int staged_directions;    // how many directions' tiles fit into shared memory; others are read through L2
   float *partials;          // [samples][1 + directions][tiles]
   float *split_weight_grad; // [splits][p][d], or null when each tile has one block
-};
-
-template <int bytes, int width, int stride, int tokens, int threads, class In>
-__device__ __forceinline__ void copy_chunks(In *to, const In *from, int64_t token_stride, int tokens_left,
-                                            int cols_left) {
-  constexpr int n = bytes / int(sizeof(In)), chunks = width / n;
-  // Only the fast path is worth the registers of an unrolled loop's addresses.
-#pragma unroll bytes == 16 ? tokens * chunks / threads : 1
-  for (int i = int(threadIdx.x); i < tokens * chunks; i += threads) {
-    const int token = i / chunks, col = i % chunks * n;
-    const int valid = token < tokens_left ? int(most(0, least(n, cols_left - col))) : 0;
-    const In *source = from + token * token_stride + col;
-    In *target = to + token * stride + col;
-    if constexpr (bytes == 16)
-      copy_async_16(target, source, valid * int(sizeof(In)));
-    else if constexpr (bytes == 4)
-      copy_async_4(target, source, valid * int(sizeof(In)));
-    else
-      *target = valid ? *source : In{};
-  }
-}
-
-// Tokens and columns past the end become zeros, which add nothing.
-template <int width, int stride, int tokens, int threads, class In>
-__device__ __forceinline__ void copy_window(int copy_bytes, In *to, const In *from, int64_t token_stride,
-                                            int tokens_left, int cols_left) {
-  if (copy_bytes == 16)
-    copy_chunks<16, width, stride, tokens, threads>(to, from, token_stride, tokens_left, cols_left);
-  else if (copy_bytes == 4)
-    copy_chunks<4, width, stride, tokens, threads>(to, from, token_stride, tokens_left, cols_left);
-  else if constexpr (sizeof(In) < 4)
-    copy_chunks<sizeof(In), width, stride, tokens, threads>(to, from, token_stride, tokens_left, cols_left);
-}
-
-// A warp's part of a tile in accumulator fragments, and where its elements lie in the tile.
-template <class Tile> struct WarpTile {
-  float value[Tile::row_fragments][Tile::col_fragments][4] = {};
-  int lane, first_row, first_col;
-
-  __device__ WarpTile()
-      : lane(int(threadIdx.x) % 32), first_row(int(threadIdx.x) / 32 / Tile::col_warps * Tile::warp_rows),
-        first_col(int(threadIdx.x) / 32 % Tile::col_warps * Tile::warp_cols) {}
-
-  // Calls use(element, its right neighbour, row, column) for all of them. The barrier keeps the compiler from loading
-  // all of D's tile ahead of its use, which would spill.
-  template <class Use> __device__ __forceinline__ void for_each_pair(Use use) const {
-#pragma unroll
-    for (int i = 0; i < Tile::row_fragments; ++i) {
-#pragma unroll
-      for (int j = 0; j < Tile::col_fragments; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; e += 2)
-          use(value[i][j][e], value[i][j][e + 1], first_row + 16 * i + accumulator_row(lane, e),
-              first_col + 8 * j + accumulator_col(lane, e));
-      __syncwarp();
-    }
-  }
-
-  // Adds b^T a over the tokens of one stage.
-  template <class In> __device__ __forceinline__ void add_product(const In *stage) {
-    using S = Stage<In, Tile>;
-    using T = Tokens<In>;
-    const In *a = stage + first_col, *b = stage + S::tokens * S::a_stride + first_row;
-#pragma unroll
-    for (int token = 0; token < S::tokens; token += T::step) {
-      typename T::Cols cols[Tile::col_fragments / 2][2];
-#pragma unroll
-      for (int j = 0; j < Tile::col_fragments / 2; ++j)
-        T::load_cols(cols[j], a + token * S::a_stride + 16 * j, S::a_stride, lane);
-#pragma unroll
-      for (int i = 0; i < Tile::row_fragments; ++i) {
-        const typename T::Rows rows = T::load_rows(b + token * S::b_stride + 16 * i, S::b_stride, lane);
-#pragma unroll
-        for (int j = 0; j < Tile::col_fragments; ++j)
-          T::multiply(value[i][j], rows, cols[j / 2][j % 2]);
-      }
-    }
-  }
 };
 
 // The block's tile of every direction: the first few staged in shared memory, zero past the edges, the others where
@@ -163,9 +72,9 @@ template <class Dir, class Tile> struct Directions {
 };
 
 template <class In, class Dir, class Tile>
-__global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile(GradStats s, Launch launch) {
+__global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile(GradStats s, Launch at) {
   using S = Stage<In, Tile>;
-  const Plan &plan = launch.plan;
+  const Plan &plan = at.plan;
   const int tile = int(blockIdx.x % plan.tiles), split = int(blockIdx.x / plan.tiles);
   const int64_t row = tile / plan.col_tiles * Tile::rows, col = tile % plan.col_tiles * Tile::cols;
   const int first = int(s.samples * split / plan.splits), last = int(s.samples * (split + 1) / plan.splits);
@@ -175,8 +84,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile
   In *pipeline = reinterpret_cast<In *>(dynamic_shared());
   const Directions<Dir, Tile> directions{s, reinterpret_cast<Dir *>(pipeline + stages * S::elements),
                                          static_cast<const Dir *>(s.D) + row * s.D_row + col, rows_left, cols_left};
-  float *warp_sums = reinterpret_cast<float *>(directions.staged + launch.staged_directions * directions.elements);
-  directions.stage(launch.staged_directions);
+  float *warp_sums = reinterpret_cast<float *>(directions.staged + at.staged_directions * directions.elements);
+  directions.stage(at.staged_directions);
 
   int ahead_sample = first, ahead_token = 0;
   const auto fetch = [&](int slot) {
@@ -185,9 +94,9 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile
       const In *a = static_cast<const In *>(s.a) + int64_t(ahead_sample) * s.a_sample + ahead_token * s.a_token + col;
       const In *b = static_cast<const In *>(s.b) + ahead_sample * s.b_sample + ahead_token * s.b_token + row;
       const int tokens_left = tokens - ahead_token;
-      copy_window<Tile::cols, S::a_stride, S::tokens, Tile::threads>(launch.a_copy, to, a, s.a_token, tokens_left,
+      copy_window<Tile::cols, S::a_stride, S::tokens, Tile::threads>(at.a_copy, to, a, s.a_token, tokens_left,
                                                                      cols_left);
-      copy_window<Tile::rows, S::b_stride, S::tokens, Tile::threads>(launch.b_copy, to + S::tokens * S::a_stride, b,
+      copy_window<Tile::rows, S::b_stride, S::tokens, Tile::threads>(at.b_copy, to + S::tokens * S::a_stride, b,
                                                                      s.b_token, tokens_left, rows_left);
       ahead_token += S::tokens;
       if (ahead_token >= tokens) {
@@ -221,9 +130,9 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile
     float squares = 0;
     grad.for_each_pair([&](float x, float y, int, int) { squares += x * x + y * y; });
     put(0, squares);
-    for (int k = 0; k < launch.staged_directions; ++k)
+    for (int k = 0; k < at.staged_directions; ++k)
       put(1 + k, directions.dot_staged(grad, k));
-    for (int k = launch.staged_directions; k < int(s.directions); ++k)
+    for (int k = at.staged_directions; k < int(s.directions); ++k)
       put(1 + k, directions.dot(grad, k));
 #pragma unroll
     for (int i = 0; i < Tile::row_fragments; ++i)
@@ -238,7 +147,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile
       float sum = 0;
       for (int warp = 0; warp < Tile::warps; ++warp)
         sum += warp_sums[q * Tile::warps + warp];
-      launch.partials[(int64_t(sample) * (1 + s.directions) + q) * plan.tiles + tile] = sum;
+      at.partials[(int64_t(sample) * (1 + s.directions) + q) * plan.tiles + tile] = sum;
     }
   }
 
@@ -246,11 +155,11 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile
     return;
   float *out = static_cast<float *>(s.weight_grad);
   int64_t out_row = s.weight_grad_row;
-  if (launch.split_weight_grad) {
-    out = launch.split_weight_grad + split * s.p * s.d;
+  if (at.split_weight_grad) {
+    out = at.split_weight_grad + split * s.p * s.d;
     out_row = s.d;
   }
-  const bool add = s.accumulate && !launch.split_weight_grad;
+  const bool add = s.accumulate && !at.split_weight_grad;
   weight_grad.for_each_pair([&](float x, float y, int r, int c) {
     float *to = out + (row + r) * out_row + col + c;
     if (r < rows_left && c < cols_left)
@@ -263,15 +172,15 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile
 constexpr int sum_threads = 256;
 
 // A warp per number: norms and dots from the partial sums of all tiles, in float64.
-__global__ void __launch_bounds__(sum_threads) grad_stats_sum_tiles(GradStats s, Launch launch) {
+__global__ void __launch_bounds__(sum_threads) grad_stats_sum_tiles(GradStats s, Launch at) {
   const int lane = int(threadIdx.x) % 32;
   const int64_t number = (int64_t(blockIdx.x) * sum_threads + threadIdx.x) / 32;
   const int64_t sample = number / (1 + s.directions), q = number % (1 + s.directions);
   if (sample >= s.samples)
     return;
   double sum = 0;
-  for (int64_t tile = lane; tile < launch.plan.tiles; tile += 32)
-    sum += launch.partials[number * launch.plan.tiles + tile];
+  for (int64_t tile = lane; tile < at.plan.tiles; tile += 32)
+    sum += at.partials[number * at.plan.tiles + tile];
   sum = sum_over_warp(sum);
   if (lane != 0)
     return;
@@ -281,14 +190,14 @@ __global__ void __launch_bounds__(sum_threads) grad_stats_sum_tiles(GradStats s,
     static_cast<float *>(s.norms2)[sample] = float(sum);
 }
 
-__global__ void __launch_bounds__(sum_threads) grad_stats_sum_splits(GradStats s, Launch launch) {
+__global__ void __launch_bounds__(sum_threads) grad_stats_sum_splits(GradStats s, Launch at) {
   const int64_t i = int64_t(blockIdx.x) * sum_threads + threadIdx.x;
   if (i >= s.p * s.d)
     return;
   float *to = static_cast<float *>(s.weight_grad) + i / s.d * s.weight_grad_row + i % s.d;
   float sum = s.accumulate ? *to : 0;
-  for (int64_t split = 0; split < launch.plan.splits; ++split)
-    sum += launch.split_weight_grad[split * s.p * s.d + i];
+  for (int64_t split = 0; split < at.plan.splits; ++split)
+    sum += at.split_weight_grad[split * s.p * s.d + i];
   *to = sum;
 }
 
@@ -296,9 +205,9 @@ __global__ void __launch_bounds__(sum_threads) grad_stats_sum_splits(GradStats s
 
 // Plans are compared on a card of 132 multiprocessors. Time is counted in tokens of one tile; writing a tile of dW and
 // reading it back takes as long as about 500 of them. A small tile's token takes half of a large one's, being a quarter
-// of the products on half a multiprocessor, and a quarter more, as it reads shared memory twice as often per product.
+// of the products on half a multiprocessor, and half as much again, as it reads twice as much per product.
 constexpr int64_t multiprocessors = 132, most_splits = 16, merge_tokens = 500;
-constexpr double small_token = 0.5 * 1.25;
+constexpr double small_token = 0.5 * 1.5;
 
 template <class Tile> int64_t time_of(const GradStats &s, const Plan &plan) {
   const int64_t slots = multiprocessors * Tile::resident, blocks = plan.tiles * plan.splits;
@@ -391,6 +300,8 @@ int64_t grad_stats_cuda_workspace(const GradStats &s) {
 }
 
 int grad_stats_cuda(const GradStats &s, void *workspace, void *stream) {
+  if (s.dtype == DType::f64)
+    return cudaErrorNotSupported;
   if (is_empty(s))
     return zero_outputs(s, static_cast<cudaStream_t>(stream));
   Launch at{};
@@ -401,12 +312,9 @@ int grad_stats_cuda(const GradStats &s, void *workspace, void *stream) {
   at.b_copy = copy_bytes(s.b, s.b_sample, s.b_token, size_of(s.dtype));
   at.partials = static_cast<float *>(workspace);
   at.split_weight_grad = s.weight_grad && at.plan.splits > 1 ? at.partials + partials_of(s, at.plan) : nullptr;
-  switch (s.dtype) {
-  case DType::f32: return run<float, SmallTile>(s, at, stream);
-  case DType::bf16: return run_half<bf16>(s, at, stream);
-  case DType::f16: return run_half<f16>(s, at, stream);
-  default: return cudaErrorNotSupported;
-  }
+  if (s.dtype == DType::f32)
+    return run<float, SmallTile>(s, at, stream);
+  return s.dtype == DType::bf16 ? run_half<bf16>(s, at, stream) : run_half<f16>(s, at, stream);
 }
 
 } // namespace gg

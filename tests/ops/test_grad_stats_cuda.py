@@ -165,14 +165,14 @@ class Mutant:
     dtype: str = "bfloat16"
 
 
-KERNEL, FRAGMENTS = "grad_stats/grad_stats_cuda.cu", "core/mma.cuh"
+KERNEL, TILE, FRAGMENTS = "grad_stats/grad_stats_cuda.cu", "core/tile.cuh", "core/mma.cuh"
 MUTANTS = {
     "no barrier before a stage is read": Mutant(KERNEL, "__syncthreads(); // everyone's", "// everyone's"),
     "no barrier before warps' sums are read": Mutant(KERNEL, "__syncthreads(); // the next", "// the next"),
     "no wait for copies": Mutant(KERNEL, "copy_async_wait<stages - 2>();", ""),
     "a wait one stage too short": Mutant(KERNEL, "copy_async_wait<stages - 2>", "copy_async_wait<stages - 1>"),
-    "no mask on the last tokens": Mutant(KERNEL, "token < tokens_left ?", "token <= tokens_left ?"),
-    "no mask on the last columns": Mutant(KERNEL, "most(0, least(n, cols_left - col))", "n"),
+    "no mask on the last tokens": Mutant(TILE, "token < tokens_left ?", "token <= tokens_left ?"),
+    "no mask on the last columns": Mutant(TILE, "most(0, least(n, cols_left - col))", "n"),
     "halves of a row fragment swapped": Mutant(
         FRAGMENTS, "x + (lane % 8 + lane / 16 * 8) * stride", "x + (lane % 8 + (1 - lane / 16) * 8) * stride"
     ),
@@ -186,7 +186,7 @@ MUTANTS = {
     "partial sums under another tile's index": Mutant(
         KERNEL, "plan.tiles + tile] = sum", "plan.tiles + tile / 2] = sum"
     ),
-    "one split not merged": Mutant(KERNEL, "split < launch.plan.splits;", "split + 1 < launch.plan.splits;"),
+    "one split not merged": Mutant(KERNEL, "split < at.plan.splits;", "split + 1 < at.plan.splits;"),
     "start of weight_grad forgotten": Mutant(KERNEL, "add ? to[0] + x : x", "x"),
 }
 SHOWING = [

@@ -19,7 +19,7 @@ import pytest
 
 CSRC = Path(__file__).parents[2] / "csrc"
 ARCHITECTURES = (80, 90, 100, 120)
-KERNEL = re.compile(r"grad_stats_tileI(f|NS_3f16E|NS_4bf16E)(f|S2_)NS0_9TileShapeILi(\d+)E")
+KERNEL = re.compile(r"grad_stats_tileI(f|NS_3f16E|NS_4bf16E)(f|S\d_)NS_9TileShapeILi(\d+)E")
 DTYPES = {"f": "float32", "NS_4bf16E": "bfloat16", "NS_3f16E": "float16"}
 PRODUCTS = {"float32": "HMMA.1688.F32.TF32", "bfloat16": "HMMA.16816.F32.BF16", "float16": "HMMA.16816.F32"}
 
