@@ -224,3 +224,17 @@ def test_fault_is_noticed(mutants: dict[str, Future[shim.Shim]], name: str) -> N
         return max(worst.values()) > 1
 
     assert any(shows(case, card) for case in SHOWING for card in CARDS)
+
+
+def test_binding_says_what_it_does_not_take() -> None:
+    """Needs a build with CUDA, but no device: everything is checked before the first CUDA call."""
+    extension = pytest.importorskip("ghostgram._C")
+    if extension.cuda_state != "on":
+        pytest.skip(f"CUDA is {extension.cuda_state}")
+    x = np.ones((2, 3, 4))
+    with pytest.raises(ValueError, match="float64 is not supported; use backend='cpu'"):
+        extension.cuda.grad_stats_workspace(x, x, None, None, None, None, False)
+    x = x.astype(np.float32)
+    assert extension.cuda.grad_stats_workspace(x, x, None, None, None, None, False) > 0
+    with pytest.raises(ValueError, match="a: expected CUDA memory"):
+        extension.cuda.grad_stats(x, x, None, None, None, None, False, x)
