@@ -13,8 +13,6 @@ from ghostgram.testing import layouts
 
 F64 = NDArray[np.float64]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
-"""Unit roundoff by dtype."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,8 @@ class Case:
 
     def bytes(self, dtype: str) -> int:
         """What a perfect kernel reads and writes once."""
-        item = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}[dtype]
         sums = 8 if dtype == "float64" else 4
-        rows = self.samples * self.tokens * (self.d + self.p) * item
+        rows = self.samples * self.tokens * (self.d + self.p) * layouts.ITEM[dtype]
         return rows + self.d * self.p * sums * (1 + self.directions) + self.samples * (1 + self.directions) * sums
 
 
@@ -124,5 +121,5 @@ def bound(case: Case, dtype: str) -> float:
     D. Squares double the relative error of what is squared. Sums over tiles are float64. Inputs are exact in their
     dtype and products are made in float32, so half types have float32's bound.
     """
-    unit = UNIT["float64" if dtype == "float64" else "float32"]
+    unit = layouts.UNIT["float64" if dtype == "float64" else "float32"]
     return 6 * unit * (float(case.tokens + case.samples) ** 0.5 + 4)
