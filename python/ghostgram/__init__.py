@@ -1,6 +1,8 @@
 """Per-sample gradient statistics without per-sample gradients, and four data-selection methods on top of them."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from ghostgram.ops.affine_stats import AffineStats, affine_stats
 from ghostgram.ops.embedding_stats import EmbeddingStats, embedding_stats
@@ -9,16 +11,35 @@ from ghostgram.ops.grad_gram import grad_gram
 from ghostgram.ops.grad_norms import grad_norms
 from ghostgram.ops.grad_stats import GradStats, grad_stats
 
+if TYPE_CHECKING:
+    from ghostgram.algorithms.in_run_shapley import InRunShapley, ShapleyResult, in_run_shapley
+
 __version__ = version("ghostgram")
+
+# The methods need torch; the primitives, and so `import ghostgram`, do not.
+_METHODS = {
+    "InRunShapley": "in_run_shapley",
+    "ShapleyResult": "in_run_shapley",
+    "in_run_shapley": "in_run_shapley",
+}
 
 __all__ = [
     "AffineStats",
     "EmbeddingStats",
     "GradStats",
+    "InRunShapley",
+    "ShapleyResult",
     "affine_stats",
     "embedding_stats",
     "grad_dots",
     "grad_gram",
     "grad_norms",
     "grad_stats",
+    "in_run_shapley",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _METHODS:
+        raise AttributeError(f"module 'ghostgram' has no attribute {name!r}")
+    return getattr(import_module(f"ghostgram.algorithms.{_METHODS[name]}"), name)

@@ -89,7 +89,7 @@ def _candidates(device: str) -> tuple[str, ...]:
 
 
 def runnable(ops: dict[str, str], backend: str, device: str) -> tuple[str, ...]:
-    """The keys of the ops that `backend` can run here; all of them where it can run none, so that the error names it."""
+    """The keys of the ops that `backend` can run here; all of them where it can run none, for the error to name."""
     names = _candidates(device) if backend == "auto" else (backend,)
     able = tuple(key for key, op in ops.items() if any(why_not(op, name) is None for name in names))
     return able or tuple(ops)

@@ -50,7 +50,8 @@ def grad_dots(a: Array, b: Array, D: Array, *, backend: str = "auto") -> Array:
     D, single = _arrays.directions(D, a, (p, d))
     device = _arrays.device_type(a)
     ways = _dispatch.runnable({"M": "grad_stats"}, backend, device)
-    wide = _arrays.dtype_name(a) == _arrays.dtype_name(D) == _arrays.sum_dtype(a)  # a matrix product rounds to its dtype
+    # A matrix product of half types rounds to them.
+    wide = _arrays.dtype_name(a) == _arrays.dtype_name(D) == _arrays.sum_dtype(a)
     if backend == "auto" and device == "cpu" and wide:
         ways = (*ways, "P")
     if choose_way("dots", ways, samples, tokens, d, p, directions=D.shape[0]) == "P":

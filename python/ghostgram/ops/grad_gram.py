@@ -49,14 +49,14 @@ def grad_gram(
     _arrays.same_framework(a=a, b=b, a2=a2, b2=b2)
     a, b = _arrays.layer(a, b)
     d, p = a.shape[-1], b.shape[-1]
-    second = a2 is not None or b2 is not None
-    if second:
-        a2, b2 = _second_side(a, b, a2, b2)
-    right = a2 if second else a
+    second = None
+    right, right_b = a, b
+    if a2 is not None or b2 is not None:
+        right, right_b = a2, b2 = _second_side(a, b, a2, b2)
+        second = (right.shape[0], right.shape[1])
     ways = _dispatch.runnable({"G": "grad_gram", "M": "grad_stats"}, backend, _arrays.device_type(a))
-    sizes = (a.shape[0], a.shape[1], d, p)
-    if choose_way("gram", ways, *sizes, second=(right.shape[0], right.shape[1]) if second else None) == "M":
-        return _materialised(a, b, right, b2 if second else b, backend, symmetric=not second)
+    if choose_way("gram", ways, a.shape[0], a.shape[1], d, p, second=second) == "M":
+        return _materialised(a, b, right, right_b, backend, symmetric=second is None)
     return _torch.call("grad_gram", a, b, a2, b2, False, backend)
 
 
@@ -67,14 +67,15 @@ def _second_side(a: Array, b: Array, a2: Array | None, b2: Array | None) -> tupl
     a2, b2 = _arrays.layer(a2, b2, "a2", "b2")
     for name, x, like_name, like in (("a2", a2, "a", a), ("b2", b2, "b", b)):
         if _arrays.dtype_name(x) != _arrays.dtype_name(like):
-            raise TypeError(f"{name}: expected {_arrays.dtype_name(like)} like {like_name}, got {_arrays.dtype_name(x)}")
+            expected = f"{_arrays.dtype_name(like)} like {like_name}"
+            raise TypeError(f"{name}: expected {expected}, got {_arrays.dtype_name(x)}")
         if x.shape[-1] != like.shape[-1]:
             raise ValueError(f"{name}: expected {like.shape[-1]} features like {like_name}, got {x.shape[-1]}")
     return a2, b2
 
 
 def _materialised(a: Array, b: Array, a2: Array, b2: Array, backend: str, *, symmetric: bool) -> Array:
-    """The second side's gradients, some at a time, as directions of grad_stats; below a symmetric diagonal, mirrored."""
+    """The second side's gradients, some at a time, as directions of grad_stats; symmetric halves mirrored."""
     columns = []
     for first in range(0, a2.shape[0], DIRECTIONS_AT_ONCE):
         chunk = range(first, min(first + DIRECTIONS_AT_ONCE, a2.shape[0]))

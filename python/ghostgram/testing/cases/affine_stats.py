@@ -112,7 +112,8 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
 
 def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
-    b, x, mean, rstd, D_weight, D_bias = (None if values[k] is None else np.abs(values[k]) for k in INPUTS)
+    absolute: dict[str, Any] = {name: None if x is None else np.abs(x) for name, x in values.items()}
+    b, x, mean, rstd, D_weight, D_bias = (absolute[k] for k in INPUTS)
     parts: dict[str, Any] = {"bias": (b.sum(1), D_bias)}
     if x is not None:
         xhat = (x + (0 if mean is None else mean[..., None])) * (1 if rstd is None else rstd[..., None])

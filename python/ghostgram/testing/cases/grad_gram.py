@@ -115,7 +115,8 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
 
 def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
     """The same sums over absolute values: what rounding errors are relative to."""
-    a, b, a2, b2 = (None if values[k] is None else np.abs(values[k]) for k in ("a", "b", "a2", "b2"))
+    absolute: dict[str, Any] = {name: None if x is None else np.abs(x) for name, x in values.items()}
+    a, b, a2, b2 = (absolute[k] for k in ("a", "b", "a2", "b2"))
     first: F64 = (b.swapaxes(1, 2) @ a).reshape(case.samples, case.p * case.d)
     if case.diagonal:
         return {"out": np.sum(first * first, axis=1)}

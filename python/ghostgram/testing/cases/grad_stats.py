@@ -68,7 +68,7 @@ LARGE = [
 ]
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     """a, b, D and a starting weight_grad, as float64 values that `dtype` represents exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.d, case.p])
     a = case.scale * rng.standard_normal((case.samples, case.tokens, case.d))
@@ -81,7 +81,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, F64 | None]:
     return {"a": rounded[0], "b": rounded[1], "D": rounded[2], "weight_grad": layouts.rounded(start, "float32")}
 
 
-def arrays(case: Case, values: dict[str, F64 | None], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework, in the layout of the case; weight_grad is the output's starting value."""
     sums = "float64" if dtype == "float64" else "float32"
     made = {name: None if x is None else make(x, dtype, case.layout) for name, x in values.items() if name != "weight_grad"}
@@ -102,9 +102,10 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     return {"weight_grad": weight_grad, "norms2": norms2, "dots": dots}
 
 
-def scales(case: Case, values: dict[str, F64 | None]) -> dict[str, F64]:
+def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
-    a, b, D, start = (np.abs(values[k]) if values[k] is not None else None for k in ("a", "b", "D", "weight_grad"))
+    absolute: dict[str, Any] = {name: None if x is None else np.abs(x) for name, x in values.items()}
+    a, b, D, start = (absolute[k] for k in ("a", "b", "D", "weight_grad"))
     gradients = np.einsum("itp,itd->ipd", b, a, optimize=True)
     return {
         "weight_grad": gradients.sum(0) + (start if case.accumulate else 0),

@@ -1,0 +1,55 @@
+"""What happens to gradients between backward and optimizer.step: clipping, unscaling, or something we must not miss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import inf
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+class GradientRecord:
+    """Two norms of every gradient after backward, to be compared with what the optimizer gets to see.
+
+    Clipping by norm, globally or by groups of parameters, and a GradScaler's unscaling multiply a gradient by one
+    number; its 2-norm and its largest element then change by the same factor, which is the scale of every sample's
+    share. Anything else (clipping by value, noise, another backward) changes them differently and is refused.
+    A tensor's version counter would be cheaper to look at, but torch's unscaling does not advance it.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        present = [p for p in parameters if p.grad is not None]
+        self._before = dict(zip(present, _norms(present), strict=True))
+
+    def scales(self, names: Mapping[nn.Parameter, str]) -> dict[nn.Parameter, float]:
+        """parameter -> the factor between the gradient that the optimizer reads and that of backward."""
+        scales = dict.fromkeys(self._before, 1.0)
+        present = [p for p in self._before if p.grad is not None]
+        scales.update({p: 0.0 for p in self._before if p.grad is None})
+        for parameter, after in zip(present, _norms(present), strict=True):
+            before = self._before[parameter]
+            if before == after:
+                continue
+            scale = after.norm / before.norm if before.norm else float("inf")
+            if not abs(after.largest - scale * before.largest) <= 1e-3 * after.largest:
+                raise RuntimeError(
+                    f"{names[parameter]}: its gradient changed between backward and optimizer.step() by more than a "
+                    "factor (clipping by value? a backward outside shapley.step()?): its samples' shares are unknown"
+                )
+            scales[parameter] = scale
+        return scales
+
+
+class _Norms(NamedTuple):
+    norm: float
+    largest: float
+
+
+def _norms(parameters: list[nn.Parameter]) -> list[_Norms]:
+    grads = [p.grad.detach() for p in parameters if p.grad is not None]
+    if not grads:
+        return []
+    by_order = (torch.stack([n.double() for n in torch._foreach_norm(grads, order)]).tolist() for order in (2.0, inf))
+    return [_Norms(*pair) for pair in zip(*by_order, strict=True)]
