@@ -75,7 +75,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     b = case.scale * rng.standard_normal((case.samples, case.tokens, case.p))
     D = rng.standard_normal((case.directions, case.p, case.d)) if case.directions else None
     start = rng.standard_normal((case.p, case.d))
-    rounded = [None if x is None else layouts.rounded(x, dtype) for x in (a, b, D)]
+    rounded: list[Any] = [None if x is None else layouts.rounded(x, dtype) for x in (a, b, D)]
     if case.layout == "expanded" and case.samples:  # stride 0 over samples
         rounded[0] = np.broadcast_to(rounded[0][:1], a.shape).copy()
     return {"a": rounded[0], "b": rounded[1], "D": rounded[2], "weight_grad": layouts.rounded(start, "float32")}
@@ -84,7 +84,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
 def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework, in the layout of the case; weight_grad is the output's starting value."""
     sums = "float64" if dtype == "float64" else "float32"
-    made = {name: None if x is None else make(x, dtype, case.layout) for name, x in values.items() if name != "weight_grad"}
+    made = {name: None if values[name] is None else make(values[name], dtype, case.layout) for name in ("a", "b", "D")}
     D_layout = "contiguous" if case.layout == "expanded" else case.layout
     if values["D"] is not None:
         made["D"] = make(values["D"], sums if case.directions % 2 else dtype, D_layout)
