@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu"), cuda = m.def_submodule("cuda");
   m.attr("cuda_state") = GHOSTGRAM_CUDA_STATE;
   m.def("isa", &gg::isa_name);
+  m.attr("isas") = py::make_tuple(GHOSTGRAM_ISAS);
   m.def("num_threads", &gg::num_threads);
   m.def("set_num_threads", &gg::set_num_threads);
   gg::bind_roofs(cpu, cuda);
