@@ -30,7 +30,7 @@ class _Embedding(torch.autograd.Function):
         rows, samples = grad.flatten(1, -2) if grad.dim() > 2 else grad.unsqueeze(1), ids.reshape(ids.shape[0], -1)
         directions = ctx.taps.directions(owner.weight)
         dots = None if directions is None else _dots(samples, rows, padding, directions)
-        ctx.taps.add(owner.weight, dots, partial(_dots, samples, rows, padding))
+        ctx.taps.add(owner.weight, grad, dots, partial(_dots, samples, rows, padding))
         grad_weight = torch.ops.aten.embedding_dense_backward(
             grad.contiguous(), ids.contiguous(), owner.num_embeddings, padding, False
         )

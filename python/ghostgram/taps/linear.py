@@ -42,12 +42,12 @@ class _Linear(torch.autograd.Function):
             rows, cols = (x, grad) if ctx.transposed else (grad, x)  # of the weight
             rows, cols = _tokens(rows), _tokens(cols)
             grad_weight, dots = _matrix_stats(cols, rows, taps.directions(owner.weight))
-            taps.add(owner.weight, dots, partial(_matrix_dots, cols, rows))
+            taps.add(owner.weight, grad, dots, partial(_matrix_dots, cols, rows))
             grad_weight = grad_weight.to(weight.dtype)
         if ctx.needs_input_grad[2]:
             tokens = _tokens(grad)
             grad_bias, dots = _bias_stats(tokens, taps.directions(owner.bias))
-            taps.add(owner.bias, dots, partial(_bias_dots, tokens))
+            taps.add(owner.bias, grad, dots, partial(_bias_dots, tokens))
             grad_bias = grad_bias.to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None, None, None
 

@@ -42,10 +42,10 @@ class _LayerNorm(torch.autograd.Function):
         grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
             grad_weight = stats[0].view_as(weight).to(weight.dtype)
-            taps.add(owner.weight, None if D_weight is None else stats[4], partial(_weight_dots, *inputs))
+            taps.add(owner.weight, grad, None if D_weight is None else stats[4], partial(_weight_dots, *inputs))
         if ctx.needs_input_grad[2]:
             grad_bias = stats[1].view_as(weight).to(weight.dtype)
-            taps.add(owner.bias, None if D_bias is None else stats[5], partial(_bias_dots, inputs[0]))
+            taps.add(owner.bias, grad, None if D_bias is None else stats[5], partial(_bias_dots, inputs[0]))
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -72,7 +72,7 @@ class _Scale(torch.autograd.Function):
             D = ctx.taps.directions(ctx.owner.weight)
             stats = _affine(*inputs, D, None)
             grad_weight = stats[0].view_as(weight).to(weight.dtype)
-            ctx.taps.add(ctx.owner.weight, None if D is None else stats[4], partial(_weight_dots, *inputs))
+            ctx.taps.add(ctx.owner.weight, grad, None if D is None else stats[4], partial(_weight_dots, *inputs))
         return grad_x, grad_weight, None, None, None
 
 

@@ -37,6 +37,8 @@ class Taps:
         self._open = False
         self._dots: dict[nn.Parameter, Tensor] = {}
         self._late: list[tuple[nn.Parameter, Contraction]] = []
+        self.rounded: set[nn.Parameter] = set()
+        """Parameters whose gradient passed through a 16-bit dtype."""
 
     @contextmanager
     def samples(self, batch: int, directions: Mapping[nn.Parameter, Tensor] | None) -> Iterator[None]:
@@ -99,10 +101,15 @@ class Taps:
             raise RuntimeError("backward ran after its scoring step was closed: call it inside `with shapley.step(...)`")
         return None if self._directions is None else self._directions.get(parameter)
 
-    def add(self, parameter: nn.Parameter, dots: Tensor | None, later: Contraction) -> None:
-        """Books one use of a parameter: its dots if they could be taken, else the contraction that will take them."""
+    def add(self, parameter: nn.Parameter, grad: Tensor, dots: Tensor | None, later: Contraction) -> None:
+        """Books one use of a parameter: its dots if they could be taken, else the contraction that will take them.
+
+        `grad` is the gradient at the layer's output, whose dtype tells how exactly the use's `.grad` is kept.
+        """
         if parameter not in self._scored:
             return
+        if grad.dtype.itemsize == 2:
+            self.rounded.add(parameter)
         if self._directions is None:
             self._late.append((parameter, later))
         elif dots is not None:

