@@ -1,4 +1,4 @@
-"""What `ghostgram doctor` finds out: what is installed, which kernels run here, whether they are right, how fast it is."""
+"""What `ghostgram doctor` finds out: what is installed, which kernels run here, whether they are right, the roofs."""
 
 from __future__ import annotations
 
