@@ -1,9 +1,27 @@
 """Per-sample gradient statistics without per-sample gradients, and four data-selection methods on top of them."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from ghostgram.ops.grad_stats import GradStats, grad_stats
 
+if TYPE_CHECKING:
+    from ghostgram.algorithms.in_run_shapley import InRunShapley, ShapleyResult, in_run_shapley
+
 __version__ = version("ghostgram")
 
-__all__ = ["GradStats", "grad_stats"]
+# The methods need torch; the primitives, and so `import ghostgram`, do not.
+_METHODS = {
+    "InRunShapley": "in_run_shapley",
+    "ShapleyResult": "in_run_shapley",
+    "in_run_shapley": "in_run_shapley",
+}
+
+__all__ = ["GradStats", "InRunShapley", "ShapleyResult", "grad_stats", "in_run_shapley"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _METHODS:
+        raise AttributeError(f"module 'ghostgram' has no attribute {name!r}")
+    return getattr(import_module(f"ghostgram.algorithms.{_METHODS[name]}"), name)

@@ -1,0 +1,316 @@
+"""Taps agree with a loop over single samples, leave .grad as autograd has it, and name what they do not cover."""
+
+import copy
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ghostgram.taps import Taps, UncoveredParameterError, cover
+
+pytest.importorskip("transformers")
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm  # noqa: E402
+from transformers.models.llama.modeling_llama import LlamaRMSNorm  # noqa: E402
+from transformers.pytorch_utils import Conv1D  # noqa: E402
+
+B, D, V = 5, 12, 23
+
+
+class Tower(nn.Module):
+    """A layer under test between an input of any shape and a scalar per sample."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x))
+
+
+class CalledTwice(Tower):
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+class NotContiguous(Tower):
+    def forward(self, x):
+        return torch.tanh(self.layer(x.transpose(1, 2).contiguous().transpose(1, 2))).transpose(1, 2)
+
+
+class Checkpointed(Tower):
+    def __init__(self, layer, reentrant):
+        super().__init__(layer)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return checkpoint(lambda y: torch.tanh(self.layer(y)), x * 1.0, use_reentrant=self.reentrant)
+
+
+class TiedHead(nn.Module):
+    """One matrix used three times: as embedding, as head, and as head again."""
+
+    def __init__(self):
+        super().__init__()
+        self.tok, self.head = nn.Embedding(V, D), nn.Linear(D, V, bias=False)
+        self.head.weight = self.tok.weight
+
+    def forward(self, ids):
+        x = self.tok(ids)
+        return self.head(torch.tanh(x)) + self.head(x).roll(1, 1)
+
+
+class Positions(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.tok, self.pos, self.shape = nn.Embedding(V, D), nn.Embedding(17, D), shape
+
+    def forward(self, ids):
+        positions = torch.arange(ids.shape[1])
+        if self.shape == "expanded":
+            positions = positions.expand(*ids.shape)
+        elif self.shape == "one row":
+            positions = positions.unsqueeze(0)
+        return torch.tanh(self.tok(ids[:, :-1]) + self.pos(positions)[..., :-1, :])
+
+
+def real(*shape):
+    return lambda: torch.randn(B, *shape, dtype=torch.float64, requires_grad=True)
+
+
+def tokens():
+    return torch.randint(0, V, (B, 7))
+
+
+def norm(layer):
+    """With weights that are neither 0 nor 1."""
+    for parameter in layer.parameters():
+        parameter.data = torch.linspace(-0.5, 1.5, parameter.numel()).view_as(parameter)
+    return layer
+
+
+MODELS = {
+    "linear 2-D": (lambda: Tower(nn.Linear(D, 9)), real(D)),
+    "linear 3-D": (lambda: Tower(nn.Linear(D, 9)), real(7, D)),
+    "linear 4-D": (lambda: Tower(nn.Linear(D, 9)), real(2, 3, D)),
+    "linear without bias": (lambda: Tower(nn.Linear(D, 9, bias=False)), real(7, D)),
+    "linear called twice": (lambda: CalledTwice(nn.Linear(D, D)), real(7, D)),
+    "linear not contiguous": (lambda: NotContiguous(nn.Linear(D, 9)), real(7, D)),
+    "linear checkpointed, reentrant": (lambda: Checkpointed(nn.Linear(D, 9), True), real(7, D)),
+    "linear checkpointed": (lambda: Checkpointed(nn.Linear(D, 9), False), real(7, D)),
+    "conv1d": (lambda: Tower(Conv1D(9, D)), real(7, D)),
+    "embedding": (lambda: Tower(nn.Embedding(V, D)), tokens),
+    "embedding with padding": (lambda: Tower(nn.Embedding(V, D, padding_idx=3)), tokens),
+    "embedding, one id each": (lambda: Tower(nn.Embedding(V, D)), lambda: torch.randint(1, V, (B,))),
+    "positions (T,)": (lambda: Positions("flat"), tokens),
+    "positions (1, T)": (lambda: Positions("one row"), tokens),
+    "positions (B, T) expanded": (lambda: Positions("expanded"), tokens),
+    "tied, three uses": (TiedHead, tokens),
+    "layer norm": (lambda: Tower(norm(nn.LayerNorm(D))), real(7, D)),
+    "layer norm 2-D": (lambda: Tower(norm(nn.LayerNorm(D))), real(D)),
+    "layer norm over two axes": (lambda: Tower(norm(nn.LayerNorm((3, D)))), real(4, 3, D)),
+    "layer norm without bias": (lambda: Tower(norm(nn.LayerNorm(D, bias=False))), real(7, D)),
+    "rms norm": (lambda: Tower(norm(nn.RMSNorm(D))), real(7, D)),
+    "llama's rms norm": (lambda: Tower(norm(LlamaRMSNorm(D))), real(7, D)),
+    "gemma's rms norm": (lambda: Tower(norm(GemmaRMSNorm(D))), real(7, D)),
+}  # fmt: skip
+
+
+def build(name, dtype):
+    torch.manual_seed(0)
+    make_model, make_input = MODELS[name]
+    model, x = make_model().to(dtype), make_input()
+    return model, (x.to(dtype).detach().requires_grad_() if x.is_floating_point() else x)
+
+
+def loss_of(model, x):
+    """A sum over samples of something different for each."""
+    y = model(x).flatten(1)
+    return (y * torch.linspace(-1, 1, y.shape[1], dtype=y.dtype)).sum(1).exp().sum()
+
+
+def gradients(model, x, *more):
+    """Plain gradients, by the backward that reentrant checkpointing insists on."""
+    loss_of(model, x).backward()
+    wanted = [*model.parameters(), *more]
+    grads = [w.grad for w in wanted]
+    for w in wanted:
+        w.grad = None
+    return grads
+
+
+def one_by_one(model, x, directions):
+    """The (B, K) dots of every parameter, by a separate backward for every sample."""
+    rows = []
+    for i in range(len(x)):
+        grads = gradients(model, x[i : i + 1])
+        rows.append([(d * g).flatten(1).sum(1) for g, d in zip(grads, directions.values(), strict=True)])
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def directions_for(model, sets=3):
+    return {p: torch.randn(sets, *p.shape, dtype=p.dtype) for p in model.parameters()}
+
+
+def size(model, x, directions):
+    """|g_i||D| summed: what errors of a dot are relative to."""
+    grads = gradients(model, x)
+    return [g.norm() * d.norm() + 1e-30 for g, d in zip(grads, directions.values(), strict=True)]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["directions known", "directions late"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"])
+@pytest.mark.parametrize("name", MODELS)
+def test_dots_and_gradients(name, dtype, tolerance, late):
+    if "gemma" in name or "llama" in name:
+        tolerance = max(tolerance, 1e-5)  # they compute in float32 whatever the input
+    model, x = build(name, dtype)
+    directions = directions_for(model)
+    expected, sizes = one_by_one(model, x, directions), size(model, x, directions)
+    x.grad = None
+    plain = gradients(model, x, *([x] if x.requires_grad else []))
+
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    with taps.samples(B, None if late else directions):
+        loss_of(model, x).backward()
+    dots = Taps.contract(taps.kept(), directions) if late else taps.dots()
+
+    for parameter, truth, scale in zip(model.parameters(), expected, sizes, strict=True):
+        assert ((dots[parameter] - truth).abs().max() / scale) < tolerance
+    tapped = [p.grad for p in model.parameters()] + ([x.grad] if x.requires_grad else [])
+    for ours, theirs in zip(tapped, plain, strict=True):
+        assert (ours - theirs).norm() <= max(tolerance / 10, 1e-10) * theirs.norm()
+
+
+def test_frozen_parameters_get_no_tap():
+    model = nn.Sequential(nn.Linear(D, D), nn.Linear(D, 3))
+    model[0].requires_grad_(False)
+    coverage = cover(model, [p for p in model.parameters() if p.requires_grad])
+    assert [module for module, _ in coverage.tapped] == [model[1]]
+    taps = Taps(coverage, list(coverage.scored.values()))
+    directions = directions_for(model)
+    with taps.samples(B, directions):
+        loss_of(model, torch.randn(B, 4, D)).backward()
+    assert taps.dots().keys() == set(model[1].parameters())
+    assert model[0].weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["linear 3-D", "tied, three uses", "layer norm", "conv1d"])
+def test_autocast_agrees_with_its_own_gradient(name):
+    """Under bfloat16 the dots belong to the rounded gradients: their sum is <.grad, D> to bfloat16's precision."""
+    model, x = build(name, torch.float32)
+    directions = directions_for(model)
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    with taps.samples(B, directions), torch.autocast("cpu", torch.bfloat16):
+        loss_of(model, x).backward()
+    for parameter, D_k in directions.items():
+        total, whole = taps.dots()[parameter].sum(0), (D_k * parameter.grad).flatten(1).sum(1)
+        assert (total - whole).abs().max() < 1e-2 * parameter.grad.norm() * D_k.norm()
+
+
+def test_model_is_untouched_outside():
+    model, x = build("tied, three uses", torch.float32)
+    before = copy.deepcopy(model)
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    with taps.samples(B, directions_for(model)):
+        assert "forward" in vars(model.head)
+    for module, twin in zip(model.modules(), before.modules(), strict=True):
+        assert vars(module).keys() == vars(twin).keys()
+    assert torch.equal(model(x), before(x))
+
+
+def test_exception_inside_removes_taps():
+    model, _ = build("linear 3-D", torch.float32)
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    with pytest.raises(ZeroDivisionError), taps.samples(B, None):
+        raise ZeroDivisionError
+    assert "forward" not in vars(model.layer)
+
+
+def test_activations_are_let_go():
+    """Taps keep no activation once backward has run."""
+    model, x = build("linear 3-D", torch.float32)
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    alive = sum(isinstance(o, torch.Tensor) and o.shape == (B, 7, 9) for o in gc.get_objects())
+    with taps.samples(B, directions_for(model)):
+        loss_of(model, x).backward()
+    assert sum(isinstance(o, torch.Tensor) and o.shape == (B, 7, 9) for o in gc.get_objects()) == alive
+
+
+def test_backward_after_the_step_is_an_error():
+    model, x = build("linear 3-D", torch.float32)
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    with taps.samples(B, directions_for(model)):
+        loss = loss_of(model, x)
+    with pytest.raises(RuntimeError, match="after its scoring step was closed"):
+        loss.backward()
+
+
+def test_wrong_sample_axis_is_an_error():
+    model, x = build("linear 3-D", torch.float32)
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    with pytest.raises(ValueError, match=r"Linear: expected an input whose first dimension is the sample \(4\)"):
+        with taps.samples(4, None):
+            model(x)
+
+
+def test_positions_as_many_as_samples_are_ambiguous():
+    model = Tower(nn.Embedding(V, D))
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    with pytest.raises(ValueError, match="sample axis"), taps.samples(B, None):
+        model(torch.arange(B))
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.inner = nn.Parameter(torch.ones(D)), nn.Linear(D, D)
+
+
+class DoubledRMSNorm(LlamaRMSNorm):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Bare(), r"gate \(Bare has no tap\)"),
+        (nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3)), r"1.weight_ih_l0 \(LSTM has no tap\)"),
+        (nn.Embedding(4, 3, max_norm=1.0), "Embedding with max_norm"),
+        (nn.Embedding(4, 3, sparse=True), "Embedding with sparse"),
+        (nn.MultiheadAttention(4, 2), r"in_proj_weight \(MultiheadAttention has no tap\)"),
+        (nn.Sequential(norm(DoubledRMSNorm(D))), "DoubledRMSNorm is not the RMSNorm"),
+    ],
+)
+def test_uncovered_parameters_are_named(model, message):
+    with pytest.raises(UncoveredParameterError, match=message):
+        cover(model, model.parameters())
+
+
+def test_exclude_and_foreign_parameters():
+    model = Bare()
+    coverage = cover(model, model.parameters(), exclude=["gate"])
+    assert coverage.excluded.keys() == {"gate"}
+    assert [row.covered_by for row in coverage.rows] == ["excluded", "Linear", "Linear"]
+    with pytest.raises(ValueError, match="'head' matches no trainable parameter"):
+        cover(model, model.parameters(), exclude=["gate", "head"])
+    with pytest.raises(ValueError, match="1 of the optimizer's parameters"):
+        cover(model, [*model.parameters(), nn.Parameter(torch.ones(1))], exclude=["gate"])
+
+
+def test_a_replaced_forward_is_not_covered():
+    model = nn.Linear(3, 3)
+    model.forward = lambda x: F.linear(x, model.weight)
+    with pytest.raises(UncoveredParameterError, match="has been replaced"):
+        cover(model, model.parameters())
