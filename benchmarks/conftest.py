@@ -26,13 +26,14 @@ def roofs() -> roofline.Roofs:
 
 @pytest.fixture(scope="module")
 def record(request: pytest.FixtureRequest, roofs: roofline.Roofs) -> Iterator[Callable[..., None]]:
-    """record(**row) shows a row and, when the file is through, writes all rows to results/<device>.json."""
+    """A function that shows a row; when the file is through, all rows are written to results/<device>.json."""
     rows: list[dict[str, Any]] = []
     lines = request.config.stash.setdefault(LINES, [])
 
     def add(**row: Any) -> None:
         rows.append(row)
-        lines.append("  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{value}" for name, value in row.items()))
+        cells = (f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items())
+        lines.append("  ".join(cells))
 
     yield add
     device = roofline.processor()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ghostgram as gg
 import pytest
-import torch
 from ghostgram.testing import layouts
 from ghostgram.testing.cases import grad_stats as cases
 from ghostgram.testing.compare import error_over_bound
