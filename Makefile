@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench | wheel | clean
+# make setup | demo | test | lint | bench | wheel | wheel-matrix | clean
 #
 # Needs Python >= 3.10 (3.11 is what the pins are tested with), a C++20 compiler and make; CMake and Ninja come with
 # the build. CUDA is built when nvcc is found. Where the package index serves torch with CUDA only, name one with CPU
@@ -15,7 +15,7 @@ CPP := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 say_time = @echo "make $@: $$(( $$(date +%s) - $(START) )) s"
 
-.PHONY: setup demo test lint bench wheel clean
+.PHONY: setup demo test lint bench wheel wheel-matrix clean
 
 setup: .venv/dev
 
@@ -48,10 +48,22 @@ lint: setup
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 bench: setup
-	$(BIN)/python -m pytest benchmarks --benchmark-enable
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-columns=min,median
 
 wheel: setup
+	rm -rf dist
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+# One wheel under several torch versions. Those without a CPU build in the index bring several GB of CUDA packages.
+TORCHES := 2.10.0 2.13.0
+wheel-matrix: wheel
+	@for version in $(TORCHES); do \
+		place=build/torch-$$version; \
+		$(PYTHON) -m venv $$place && \
+		$$place/bin/python -m pip install -q torch==$$version pytest pytest-benchmark && \
+		$$place/bin/python -m pip install -q --force-reinstall --no-deps dist/*.whl && \
+		$$place/bin/python -m pytest -q tests/test_rooms.py || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
