@@ -1,6 +1,9 @@
 // The extension module: one bind_<op> line per room. Links neither torch nor libpython.
 #include "core/isa.h"
 #include "core/parallel.h"
+#if defined(GG_CUDA)
+#include "core/cuda_workspace.h"
+#endif
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;
@@ -13,6 +16,9 @@ void bind_grad_stats(py::module_ &cpu, py::module_ &cuda);
 PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu"), cuda = m.def_submodule("cuda");
   m.attr("cuda_state") = GHOSTGRAM_CUDA_STATE;
+#if defined(GG_CUDA)
+  cuda.def("device_count", &gg::cuda_device_count);
+#endif
   m.def("isa", &gg::isa_name);
   m.attr("isas") = py::make_tuple(GHOSTGRAM_ISAS);
   m.def("num_threads", &gg::num_threads);

@@ -10,6 +10,7 @@ step, whether the values add up to the measured change of the validation losses.
 
 import argparse
 import copy
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import ghostgram as gg
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from ghostgram import data
 from ghostgram.report.html import write_report
@@ -160,6 +160,7 @@ def main() -> None:
     options = parser.parse_args()
 
     console, started = Console(), time.perf_counter()
+    shutil.rmtree(options.out / "values", ignore_errors=True)  # of an earlier demo; a log is never overwritten silently
     corpus = gather(options.documents, options.corruption, options.seed, console)
     shapley, seconds = train(corpus, options.epochs, options.seed, options.out / "values", console)
     parameters = sum(parameter.numel() for parameter in TinyLM(WIDTH, LAYERS, HEADS, WINDOW).parameters())
@@ -167,7 +168,7 @@ def main() -> None:
         options.out / "report.html",
         title="In-Run Data Shapley of a small language model",
         values=shapley.values(),
-        steps=pq.read_table(options.out / "values"),
+        steps=shapley.step_log(),
         ledger=shapley.ledger(),
         documents={
             "id": np.arange(len(corpus.windows)),

@@ -63,6 +63,11 @@ struct Call {
         expect(v->device.type == a.device.type && v->device.index == a.device.index, "grad_stats",
                "all arrays on one device", *v);
   }
+
+  void refuse_float64() const {
+    if (args.dtype == DType::f64)
+      throw py::value_error("cuda: float64 is not supported; use backend='cpu'");
+  }
 };
 
 } // namespace
@@ -79,12 +84,15 @@ void bind_grad_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
   cuda.def("grad_stats", [](py::handle a, py::handle b, py::handle D, py::handle weight_grad, py::handle norms2,
                             py::handle dots, bool accumulate, py::handle workspace) {
     Call call(a, b, D, weight_grad, norms2, dots, accumulate);
+    call.refuse_float64();
     run_on_device("grad_stats", a, call.a, workspace, grad_stats_cuda_workspace(call.args),
                   [&](void *scratch, void *stream) { return grad_stats_cuda(call.args, scratch, stream); });
   });
   cuda.def("grad_stats_workspace", [](py::handle a, py::handle b, py::handle D, py::handle weight_grad,
                                       py::handle norms2, py::handle dots, bool accumulate) {
-    return grad_stats_cuda_workspace(Call(a, b, D, weight_grad, norms2, dots, accumulate).args);
+    Call call(a, b, D, weight_grad, norms2, dots, accumulate);
+    call.refuse_float64();
+    return grad_stats_cuda_workspace(call.args);
   });
 #endif
 }

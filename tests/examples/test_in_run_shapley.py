@@ -1,6 +1,5 @@
-"""The demo from end to end on a few documents, with a stand-in for the engine that makes its values up."""
+"""The demo from end to end on a few documents of made-up domains."""
 
-import contextlib
 import importlib
 import math
 import sys
@@ -10,19 +9,16 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-import ghostgram as gg  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
 from ghostgram import data  # noqa: E402
 
 
 @pytest.fixture
 def examples(monkeypatch):
-    """Imports an example by name, with its neighbours in reach and the made-up engine in place of the real one."""
-    monkeypatch.setattr(gg, "InRunShapley", MadeUpShapley, raising=False)
+    """Imports an example by name, with its neighbours in reach."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     before = set(sys.modules)
     yield importlib.import_module
@@ -46,57 +42,7 @@ def small_domains(monkeypatch):
     monkeypatch.setattr(data, "load_text", load_text)
 
 
-class MadeUpShapley:
-    """The interface of `gg.InRunShapley`, with random values and a ledger to match."""
-
-    def __init__(self, model, optimizer, validation, order, log):
-        assert order == 1
-        self.model, self.validation, self.log = model, validation, log
-        self.generator, self.batches, self.measured = np.random.default_rng(0), [], []
-
-    @contextlib.contextmanager
-    def step(self, ids):
-        yield
-        assert all(parameter.grad is not None for parameter in self.model.parameters())
-        self.batches.append(ids.numpy())
-        self.measured.append(-0.01)
-
-    def close(self):
-        sample_id = np.concatenate(self.batches)
-        step = np.repeat(np.arange(len(self.batches), dtype=np.int32), [len(ids) for ids in self.batches])
-        self.phi = {name: self.generator.normal(size=len(sample_id)).astype(np.float32) for name in self.validation}
-        self.log.mkdir(parents=True)
-        columns = {"step": step, "sample_id": sample_id} | {f"phi_{name}": phi for name, phi in self.phi.items()}
-        pq.write_table(pa.table(columns), self.log / "steps-0.parquet")
-        self.sample_id = sample_id
-
-    def values(self):
-        times_seen = np.bincount(self.sample_id)
-        return pa.concat_tables(
-            pa.table(
-                {
-                    "sample_id": np.arange(len(times_seen)),
-                    "set": [name] * len(times_seen),
-                    "value": -np.bincount(self.sample_id, weights=phi),
-                    "steps": times_seen,
-                }
-            )
-            for name, phi in self.phi.items()
-        )
-
-    def ledger(self):
-        shares = {"predicted": -0.011, "sum_phi": -0.01, "history": -0.001, "uncovered": 0.0}
-        return pa.Table.from_pylist(
-            [
-                {"step": step, "set": name, "measured": measured, **shares}
-                for step, measured in enumerate(self.measured)
-                for name in self.validation
-            ]
-        )
-
-
 def test_demo_values_every_document_and_writes_its_report(examples, small_domains, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gg, "InRunShapley", MadeUpShapley, raising=False)
     monkeypatch.setattr(
         sys, "argv", ["in_run_shapley.py", "--out", str(tmp_path), "--documents", "66", "--epochs", "2"]
     )

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ghostgram import _dispatch
 from ghostgram.testing import layouts
 from ghostgram.testing.cases.grad_stats import CASES, LARGE, Case

@@ -28,7 +28,7 @@ def run():
     values = pa.concat_tables(
         pa.table(
             {
-                "sample_id": ids,
+                "id": ids,
                 "set": [name] * DOCUMENTS,
                 "value": -np.bincount(row, weights=phi[name], minlength=DOCUMENTS),
                 "steps": np.full(DOCUMENTS, 2),
@@ -94,7 +94,7 @@ class Page(HTMLParser):
 def test_values_are_aligned_with_the_documents(run):
     summary = summarise(**run)
     ids = list(run["documents"]["id"])
-    by_id = {(row["set"], row["sample_id"]): row["value"] for row in run["values"].to_pylist()}
+    by_id = {(row["set"], row["id"]): row["value"] for row in run["values"].to_pylist()}
     assert summary.sets == SETS
     assert all(summary.value[name][i] == by_id[name, ids[i]] for name in SETS for i in range(DOCUMENTS))
     np.testing.assert_array_equal(summary.mean_value, (summary.value["prose"] + summary.value["code"]) / 2)

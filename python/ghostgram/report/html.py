@@ -37,7 +37,7 @@ def write_report(
     Args:
         path: The file to write; it appears whole or not at all.
         title: The page's heading.
-        values: One row per document and validation set: sample_id, set, value, steps.
+        values: One row per document and validation set: id, set, value, steps.
         steps: The step log: step, sample_id, and raw phi_<set> for every set.
         ledger: One row per step and set, with measured and predicted changes of the validation loss.
         documents: Arrays of one length under "id", "domain" and "text" (bytes).

@@ -89,7 +89,7 @@ def summarise(
     """Computes a report's numbers.
 
     Args:
-        values: One row per document and validation set: sample_id, set, value (= -phi), steps.
+        values: One row per document and validation set: id, set, value (= -phi), steps.
         steps: The step log: step, sample_id, and phi_<set> for every set (raw: negative = helped).
         ledger: One row per step and set: step, set, measured, predicted, sum_phi, history, uncovered.
         documents: Arrays of one length under "id" and "domain".
@@ -124,7 +124,7 @@ def summarise(
 
 
 def _values_by_set(values: pa.Table, ids: NDArray[np.int64]) -> dict[str, Floats]:
-    names, owner = values["set"].to_numpy(), _floats(values, "sample_id").astype(np.int64)
+    names, owner = values["set"].to_numpy(), _floats(values, "id").astype(np.int64)
     value = _floats(values, "value")
     by_set = {}
     for name in dict.fromkeys(names):

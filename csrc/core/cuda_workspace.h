@@ -1,0 +1,18 @@
+// The border of CUDA kernels: from arrays of Python to a device, a stream and scratch memory. Includes no CUDA header,
+// so that binding code compiles without one.
+#pragma once
+#include "core/view.h"
+#include <functional>
+
+namespace gg {
+
+// How many CUDA devices there are; 0 without a driver. Never throws.
+int cuda_device_count();
+
+// Calls launch(scratch, stream) with a's device current and the GIL released: `scratch` is the memory of `workspace`, a
+// vector of at least `bytes` bytes on that device, and `stream` the caller's current one. A cudaError_t other than
+// success becomes RuntimeError "<op>: <what CUDA says>". `a_view` is the View of `a`.
+void run_on_device(const char *op, py::handle a, const View &a_view, py::handle workspace, int64_t bytes,
+                   const std::function<int(void *scratch, void *stream)> &launch);
+
+} // namespace gg
