@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ghostgram import _C
 from ghostgram.testing import roofline
 

@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
 from ghostgram import _C, _dispatch
 from ghostgram.cli import doctor
 from ghostgram.cli.app import app
-from typer.testing import CliRunner
 
 FAST = ["doctor", "--seconds", "0.001"]
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ghostgram import _dispatch
 
 ROOT = Path(__file__).parent.parent

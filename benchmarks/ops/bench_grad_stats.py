@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ghostgram as gg
 import pytest
+from interleave import interleaved
+
+import ghostgram as gg
 from ghostgram.testing import layouts
 from ghostgram.testing.cases import grad_stats as cases
 from ghostgram.testing.compare import error_over_bound
 from ghostgram.testing.roofline import percent_of_roof
-from interleave import interleaved
 
 SHAPES = [(8, 256, 768, 3072), (16, 128, 768, 768), (16, 256, 768, 768), (8, 512, 768, 2304)]
 

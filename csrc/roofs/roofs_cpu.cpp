@@ -1,6 +1,6 @@
-#include "roofs/roofs.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "roofs/roofs.h"
 #include <time.h>
 
 namespace gg::GG_ISA {

@@ -59,8 +59,10 @@ def examine(seconds: float) -> Report:
     # The reference is what the others are checked against.
     ready = [(op, b) for op, row in backends.items() for b, why in row.items() if why is None and b != "reference"]
     return Report(
-        versions={"python": platform.python_version()}
-        | {name: _version(name) for name in ("ghostgram", "numpy", "torch", "jax", "triton")},
+        versions={
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("ghostgram", "numpy", "torch", "jax", "triton")},
+        },
         processor=roofline.processor(),
         isa=_C.isa(),
         isas_built=_C.isas,

@@ -28,7 +28,7 @@ def register() -> None:
     import torch
 
     if not _libraries:
-        _libraries.append(torch.library.Library("ghostgram", "DEF"))
+        _libraries.append(torch.library.Library("ghostgram", "DEF"))  # type: ignore[no-untyped-call]
     for name, (schema, compute, outputs) in _defined.items():
         if name in _registered:
             continue
@@ -48,7 +48,11 @@ def call(name: str, *args: Any) -> Any:
             register()
         return _registered[name](*args)
     results = _defined[name][1](*args)
-    return tuple(_arrays.returned(r, like) for r in results) if isinstance(results, tuple) else _arrays.returned(results, like)
+    return (
+        tuple(_arrays.returned(r, like) for r in results)
+        if isinstance(results, tuple)
+        else _arrays.returned(results, like)
+    )
 
 
 def _adapted(compute: Callable[..., Any]) -> Callable[..., Any]:
