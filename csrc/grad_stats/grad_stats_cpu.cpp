@@ -50,10 +50,14 @@ inline void tile_product(const Acc *__restrict a, const Acc *__restrict b, int64
   }
 }
 
-// Scratch of one task: a row group's tile of unfinished sums, of dW, and of every direction.
-template <class Acc> struct Tiles {
-  static constexpr int64_t stride = group_tiles * tile_rows * tile_cols<Acc>;
-  static constexpr int64_t row(int64_t r) { return r * tile_cols<Acc>; }
+// D is read and dW written some column tiles at a time: their rows lie pages apart, and each visit costs a page walk.
+constexpr int block_tiles = 2;
+template <class Acc> constexpr int block_cols = block_tiles * tile_cols<Acc>;
+
+// Scratch of one task: a row group's block of unfinished sums, of dW, and of every direction.
+template <class Acc> struct Block {
+  static constexpr int64_t row(int64_t r) { return r * block_cols<Acc>; }
+  static constexpr int64_t size = row(group_tiles * tile_rows);
 };
 
 template <class In, class Acc> class Kernel {
@@ -110,7 +114,7 @@ private:
     for (int64_t j = 0; j < col_tiles; ++j) {
       const int64_t col = j * tile_cols<Acc>, cols = least(tile_cols<Acc>, s.d - col);
       for (int64_t t = first; t < last; ++t)
-        copy_padded(from + t * s.a_token + col, a_panel(i, j) + t * tile_cols<Acc>, cols, tile_cols<Acc>);
+        copy_row<tile_cols<Acc>>(from + t * s.a_token + col, a_panel(i, j) + t * tile_cols<Acc>, cols);
     }
   }
 
@@ -135,37 +139,39 @@ private:
   template <class Dir>
   void load_direction(int64_t k, int64_t row, int64_t rows, int64_t col, int64_t cols, Acc *to) const {
     const Dir *from = static_cast<const Dir *>(s.D) + k * s.D_direction + row * s.D_row + col;
-    std::memset(to + Tiles<Acc>::row(rows), 0, sizeof(Acc) * Tiles<Acc>::row(rows_per_group - rows));
+    std::memset(to + Block<Acc>::row(rows), 0, sizeof(Acc) * Block<Acc>::row(rows_per_group - rows));
     for (int64_t r = 0; r < rows; ++r)
-      copy_padded(from + r * s.D_row, to + Tiles<Acc>::row(r), cols, tile_cols<Acc>);
+      copy_row<block_cols<Acc>>(from + r * s.D_row, to + Block<Acc>::row(r), cols);
   }
 
   void load_directions(int64_t row, int64_t rows, int64_t col, int64_t cols, Acc *to) const {
     for (int64_t k = 0; k < s.directions; ++k)
       if (s.direction_dtype == s.dtype)
-        load_direction<In>(k, row, rows, col, cols, to + k * Tiles<Acc>::stride);
+        load_direction<In>(k, row, rows, col, cols, to + k * Block<Acc>::size);
       else
-        load_direction<Acc>(k, row, rows, col, cols, to + k * Tiles<Acc>::stride);
+        load_direction<Acc>(k, row, rows, col, cols, to + k * Block<Acc>::size);
   }
 
   void tile_group(int64_t task) const {
     static thread_local Workspace tile_space;
     const int64_t row = task / col_cuts * rows_per_group, rows = least(rows_per_group, s.p - row);
     const int64_t first_col = task % col_cuts * tiles_per_cut, last_col = least(col_tiles, first_col + tiles_per_cut);
-    Acc *unfinished = tile_space.get<Acc>((2 + s.directions) * Tiles<Acc>::stride);
-    Acc *weight_grad = unfinished + Tiles<Acc>::stride, *directions = weight_grad + Tiles<Acc>::stride;
+    Acc *unfinished = tile_space.get<Acc>((2 + s.directions) * Block<Acc>::size);
+    Acc *weight_grad = unfinished + Block<Acc>::size, *directions = weight_grad + Block<Acc>::size;
     for (int64_t q = 0; q < s.samples * (1 + s.directions); ++q)
       partial(task, 0)[q] = 0;
 
     for (int64_t pass = 0; pass == 0 || pass < s.samples; pass += samples_per_pass) {
       const int64_t last = least(s.samples, pass + samples_per_pass);
-      for (int64_t j = first_col; j < last_col; ++j) {
-        const int64_t col = j * tile_cols<Acc>, cols = least(tile_cols<Acc>, s.d - col);
+      for (int64_t block = first_col; block < last_col; block += block_tiles) {
+        const int64_t tiles = least(block_tiles, last_col - block), col = block * tile_cols<Acc>;
+        const int64_t cols = least(tiles * tile_cols<Acc>, s.d - col);
         load_directions(row, rows, col, cols, directions);
         load_weight_grad(row, rows, col, cols, pass > 0 || s.accumulate, weight_grad);
-        for (int64_t i = pass; i < last; ++i)
-          sample_tile(a_panel(i, j), b_panel(i, row / tile_rows), ceil_div(rows, tile_rows), unfinished, weight_grad,
-                      directions, partial(task, i));
+        for (int64_t j = 0; j < tiles; ++j)
+          for (int64_t i = pass; i < last; ++i)
+            sample_tile(a_panel(i, block + j), b_panel(i, row / tile_rows), ceil_div(rows, tile_rows), unfinished,
+                        weight_grad + j * tile_cols<Acc>, directions + j * tile_cols<Acc>, partial(task, i));
         store_weight_grad(row, rows, col, cols, weight_grad);
       }
     }
@@ -178,20 +184,20 @@ private:
     for (int64_t t = 0; t < s.tokens || t == 0; t += tokens_per_block) {
       const int64_t tokens = least(tokens_per_block, s.tokens - t);
       for (int64_t k = 0; k < tiles; ++k) {
-        const int64_t at = Tiles<Acc>::row(k * tile_rows);
+        const int64_t at = Block<Acc>::row(k * tile_rows);
         vec<Acc> acc[tile_rows][tile_vectors];
 #pragma GCC unroll 16
         for (int r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 4
           for (int v = 0; v < tile_vectors; ++v)
-            acc[r][v] = t ? load(unfinished + at + Tiles<Acc>::row(r) + v * lanes<Acc>) : vec<Acc>{};
+            acc[r][v] = t ? load(unfinished + at + Block<Acc>::row(r) + v * lanes<Acc>) : vec<Acc>{};
         tile_product<Acc>(a + t * tile_cols<Acc>, b + (k * s.tokens + t) * tile_rows, tokens, acc);
         if (t + tokens < s.tokens)
 #pragma GCC unroll 16
           for (int r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 4
             for (int v = 0; v < tile_vectors; ++v)
-              store(unfinished + at + Tiles<Acc>::row(r) + v * lanes<Acc>, acc[r][v]);
+              store(unfinished + at + Block<Acc>::row(r) + v * lanes<Acc>, acc[r][v]);
         else
           finish_tile(acc, weight_grad + at, directions + at, sums);
       }
@@ -213,30 +219,30 @@ private:
     for (int r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < tile_vectors; ++v) {
-        Acc *w = weight_grad + Tiles<Acc>::row(r) + v * lanes<Acc>;
+        Acc *w = weight_grad + Block<Acc>::row(r) + v * lanes<Acc>;
         store(w, load(w) + acc[r][v]);
         squares[v] += acc[r][v] * acc[r][v];
       }
     sums[0] += sum_tile_row(squares);
     for (int64_t q = 0; q < s.directions; ++q) {
-      const Acc *D = directions + q * Tiles<Acc>::stride;
+      const Acc *D = directions + q * Block<Acc>::size;
       vec<Acc> dot[tile_vectors] = {};
 #pragma GCC unroll 16
       for (int r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < tile_vectors; ++v)
-          dot[v] += acc[r][v] * load(D + Tiles<Acc>::row(r) + v * lanes<Acc>);
+          dot[v] += acc[r][v] * load(D + Block<Acc>::row(r) + v * lanes<Acc>);
       sums[1 + q] += sum_tile_row(dot);
     }
   }
 
   void load_weight_grad(int64_t row, int64_t rows, int64_t col, int64_t cols, bool continued, Acc *tile) const {
-    std::memset(tile, 0, sizeof(Acc) * Tiles<Acc>::stride);
+    std::memset(tile, 0, sizeof(Acc) * Block<Acc>::size);
     if (!continued || !s.weight_grad)
       return;
     const Acc *from = static_cast<const Acc *>(s.weight_grad) + row * s.weight_grad_row + col;
     for (int64_t r = 0; r < rows; ++r)
-      copy_padded(from + r * s.weight_grad_row, tile + Tiles<Acc>::row(r), cols, cols);
+      copy_padded(from + r * s.weight_grad_row, tile + Block<Acc>::row(r), cols, cols);
   }
 
   void store_weight_grad(int64_t row, int64_t rows, int64_t col, int64_t cols, const Acc *tile) const {
@@ -244,7 +250,7 @@ private:
       return;
     Acc *to = static_cast<Acc *>(s.weight_grad) + row * s.weight_grad_row + col;
     for (int64_t r = 0; r < rows; ++r, to += s.weight_grad_row)
-      copy_padded(tile + Tiles<Acc>::row(r), to, cols, cols);
+      copy_padded(tile + Block<Acc>::row(r), to, cols, cols);
   }
 
   const GradStats &s;
