@@ -11,6 +11,9 @@ namespace py = pybind11;
 namespace gg {
 void bind_roofs(py::module_ &cpu, py::module_ &cuda);
 void bind_grad_stats(py::module_ &cpu, py::module_ &cuda);
+void bind_grad_gram(py::module_ &cpu, py::module_ &cuda);
+void bind_embedding_stats(py::module_ &cpu, py::module_ &cuda);
+void bind_affine_stats(py::module_ &cpu, py::module_ &cuda);
 } // namespace gg
 
 PYBIND11_MODULE(_C, m) {
@@ -21,8 +24,12 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("isa", &gg::isa_name);
   m.attr("isas") = py::make_tuple(GHOSTGRAM_ISAS);
+  m.def("borrow_openmp", &gg::borrow_openmp);
   m.def("num_threads", &gg::num_threads);
   m.def("set_num_threads", &gg::set_num_threads);
   gg::bind_roofs(cpu, cuda);
   gg::bind_grad_stats(cpu, cuda);
+  gg::bind_grad_gram(cpu, cuda);
+  gg::bind_embedding_stats(cpu, cuda);
+  gg::bind_affine_stats(cpu, cuda);
 }

@@ -2,10 +2,12 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <dlfcn.h>
 #include <mutex>
 #include <pthread.h>
 #include <sched.h>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace gg {
@@ -26,15 +28,29 @@ struct Job {
   int64_t tasks;
 };
 
+// libgomp's entry point for a parallel region: runs body(context) on every thread of a team.
+using OpenmpRegion = void (*)(void (*body)(void *), void *context, unsigned threads, unsigned flags);
+std::atomic<OpenmpRegion> openmp_region{nullptr};
+
+thread_local bool inside_task = false; // whatever a task calls runs serially
+
 class Pool {
 public:
   void run(const Job &job, int threads) {
     std::unique_lock<std::mutex> alone(in_use_, std::try_to_lock);
     if (!alone.owns_lock() || threads <= 1 || job.tasks <= 1)
       return serial(job);
-    grow(threads - 1);
     job_ = job;
     next_.store(0, std::memory_order_relaxed);
+    if (OpenmpRegion region = openmp_region.load(std::memory_order_relaxed))
+      return region(
+          [](void *self) {
+            const bool outer = std::exchange(inside_task, true);
+            static_cast<Pool *>(self)->claim();
+            inside_task = outer;
+          },
+          this, static_cast<unsigned>(job.tasks < threads ? job.tasks : threads), 0);
+    grow(threads - 1);
     uint32_t helpers = static_cast<uint32_t>(job.tasks - 1 < threads - 1 ? job.tasks - 1 : threads - 1);
     working_.store(static_cast<int>(helpers), std::memory_order_relaxed);
     state_.store((state_.load(std::memory_order_relaxed) & ~helper_mask) + epoch_step + helpers,
@@ -80,10 +96,8 @@ private:
   static constexpr uint32_t helper_mask = 0xfff, epoch_step = 0x1000;
 };
 
-thread_local bool inside_task = false;
-
 void Pool::work(uint32_t rank, uint32_t seen) {
-  inside_task = true; // whatever a task calls runs serially
+  inside_task = true;
   for (;;) {
     for (int spins = 0; state_.load(std::memory_order_acquire) == seen && spins < spins_before_sleep; ++spins)
       relax();
@@ -126,6 +140,13 @@ std::atomic<int> &thread_count() {
 }
 
 } // namespace
+
+bool borrow_openmp() {
+  // RTLD_NOLOAD: only what is there already. A runtime that was unloaded again cannot be noticed, but none ever is.
+  if (void *runtime = dlopen("libgomp.so.1", RTLD_NOLOAD | RTLD_LAZY))
+    openmp_region.store(reinterpret_cast<OpenmpRegion>(dlsym(runtime, "GOMP_parallel")), std::memory_order_relaxed);
+  return openmp_region.load(std::memory_order_relaxed) != nullptr;
+}
 
 int num_threads() { return thread_count().load(std::memory_order_relaxed); }
 void set_num_threads(int n) { thread_count().store(n < 1 ? 1 : n > 4096 ? 4096 : n, std::memory_order_relaxed); }

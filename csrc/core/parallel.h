@@ -9,6 +9,11 @@
 
 namespace gg {
 
+// Runs tasks on the threads of an OpenMP runtime that is already in the process (torch brings one), if there is one.
+// After each parallel region its threads spin for milliseconds: workers beside them would get half a core, but as part
+// of its team they are awake already. Says whether a runtime was found.
+bool borrow_openmp();
+
 int num_threads();
 void set_num_threads(int n); // counts the calling thread
 

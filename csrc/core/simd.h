@@ -47,6 +47,31 @@ template <class T> static inline T sum_lanes(vec<T> v) {
   return x[0];
 }
 
+// 0, 1, ..., n - 1 as a pack of constants, for shuffles.
+template <int... lane> struct Lanes {};
+template <int n, int... lane> struct count_lanes : count_lanes<n - 1, n - 1, lane...> {};
+template <int... lane> struct count_lanes<0, lane...> {
+  using type = Lanes<lane...>;
+};
+
+// In every block of 2h lanes: the halves of x's block added, then those of y's.
+template <int h, class V, int... lane> static inline V fold_pair(V x, V y, Lanes<lane...>) {
+  constexpr int n = sizeof...(lane);
+  return __builtin_shufflevector(x, y, (lane % (2 * h) < h ? lane : n + lane - h)...) +
+         __builtin_shufflevector(x, y, (lane % (2 * h) < h ? lane + h : n + lane)...);
+}
+
+// Lane l is the sum of the lanes of v[l]: 2 shuffles per vector for all of them, where one alone takes log2(lanes).
+template <class T, int h = lanes<T> / 2> static inline vec<T> sum_lanes_of_each(vec<T> *v) {
+#pragma GCC unroll 8
+  for (int i = 0; i < h; ++i)
+    v[i] = fold_pair<h>(v[i], v[i + h], typename count_lanes<lanes<T>>::type{});
+  if constexpr (h > 1)
+    return sum_lanes_of_each<T, h / 2>(v);
+  else
+    return v[0];
+}
+
 static inline float widen(float x) { return x; }
 static inline double widen(double x) { return x; }
 static inline float widen(bf16 x) {

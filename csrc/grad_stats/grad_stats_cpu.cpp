@@ -21,7 +21,7 @@ constexpr int64_t block_tokens = (24 << 10) / (int64_t(sizeof(Acc)) * (tile_rows
 constexpr int group_tiles = 4;
 constexpr int64_t b_panel_bytes = 1 << 20;
 // When there are too few row groups to feed a pool, the columns are cut too.
-constexpr int64_t wanted_tasks = 64;
+constexpr int64_t wanted_tasks = 16;
 constexpr int64_t least_col_tiles = 4;
 constexpr int64_t pack_tokens = 16;
 // Panels stream from L2: asking this many tokens ahead is worth a tenth of the time (hardware prefetch alone lags).

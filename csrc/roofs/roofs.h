@@ -7,7 +7,7 @@ namespace gg {
 
 struct Roofs {
   DType dtype;    // in: f32 or f64
-  double seconds; // in: at least this long for each roof; the best of several repeats is kept
+  double seconds; // in: at least this long for each roof; the median of the repeats is kept
   float *memory;  // in: what to read, and to copy from its first half to its second
   int64_t bytes;  // in: of memory; far above the last-level cache, or the cache is what gets measured
   double *flops;  // out: operations per second, a fused multiply-add counts two

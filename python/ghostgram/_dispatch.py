@@ -28,6 +28,9 @@ class Op:
 
 OPS = {
     "grad_stats": Op(inputs=3, outputs=3),
+    "grad_gram": Op(inputs=4, outputs=1),
+    "embedding_stats": Op(inputs=3, outputs=2),
+    "affine_stats": Op(inputs=6, outputs=6),
 }
 
 

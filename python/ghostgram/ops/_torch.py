@@ -5,6 +5,7 @@ An op file calls `define` when it is imported, torch or no torch. Nothing is reg
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -56,13 +57,15 @@ def call(name: str, *args: Any) -> Any:
 
 
 def _adapted(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """Threads follow torch's own setting, unless GHOSTGRAM_NUM_THREADS has fixed their number."""
-    import os
+    """Threads are torch's own where it has brought an OpenMP runtime, and as many as torch uses.
 
+    GHOSTGRAM_NUM_THREADS fixes their number.
+    """
     import torch
 
     from ghostgram import _C
 
+    _C.borrow_openmp()
     if "GHOSTGRAM_NUM_THREADS" in os.environ:
         return compute
 

@@ -14,7 +14,7 @@ MEMORY_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Roofs:
-    """Rates per second that no kernel on all threads of the pool exceeds."""
+    """Rates per second, medians, on all threads of the pool."""
 
     flops: float
     """Fused multiply-adds out of registers; each counts two."""

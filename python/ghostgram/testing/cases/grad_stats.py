@@ -14,8 +14,6 @@ from ghostgram.testing import layouts
 
 F64 = NDArray[np.float64]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
-"""Unit roundoff by dtype."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,8 @@ class Case:
 
     def bytes(self, dtype: str) -> int:
         """What a perfect kernel reads and writes once."""
-        item = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}[dtype]
         sums = 8 if dtype == "float64" else 4
-        rows = self.samples * self.tokens * (self.d + self.p) * item
+        rows = self.samples * self.tokens * (self.d + self.p) * layouts.ITEM[dtype]
         return rows + self.d * self.p * sums * (1 + self.directions) + self.samples * (1 + self.directions) * sums
 
 
@@ -73,7 +70,7 @@ LARGE = [
 # fmt: on
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     """a, b, D and a starting weight_grad, as float64 values that `dtype` represents exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.d, case.p])
     sizes = (case.samples, case.tokens)
@@ -85,7 +82,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     return {"a": a, "b": b, "D": D, "weight_grad": layouts.rounded(start, "float32")}
 
 
-def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework, in the layout of the case; weight_grad is the output's starting value."""
     sums = "float64" if dtype == "float64" else "float32"
     made = {
@@ -108,15 +105,14 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     return {"weight_grad": weight_grad, "norms2": norms2, "dots": dots}
 
 
-def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
+def scales(case: Case, values: layouts.Values) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
-    a, b, start = (np.abs(values[name]) for name in ("a", "b", "weight_grad"))
-    D = np.abs(values["D"]) if case.directions else np.zeros((0, case.p, case.d))
+    a, b, D, start = (layouts.absolute(values)[name] for name in ("a", "b", "D", "weight_grad"))
     gradients = np.einsum("itp,itd->ipd", b, a, optimize=True)
     return {
         "weight_grad": gradients.sum(0) + (start if case.accumulate else 0),
         "norms2": np.sum(gradients**2, axis=(1, 2)),
-        "dots": np.einsum("ipd,kpd->ik", gradients, D, optimize=True),
+        "dots": np.zeros((case.samples, 0)) if D is None else np.einsum("ipd,kpd->ik", gradients, D, optimize=True),
     }
 
 
@@ -129,5 +125,5 @@ def bound(case: Case, dtype: str) -> float:
     D. Squares double the relative error of what is squared. Sums over tiles are float64. Inputs are exact in their
     dtype and products are made in float32, so half types have float32's bound.
     """
-    unit = UNIT["float64" if dtype == "float64" else "float32"]
+    unit = layouts.UNIT["float64" if dtype == "float64" else "float32"]
     return 6 * unit * (math.sqrt(case.tokens + case.samples) + 4)

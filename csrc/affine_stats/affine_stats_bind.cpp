@@ -1,0 +1,107 @@
+#include "affine_stats/affine_stats.h"
+#include "core/isa.h"
+#include "core/view.h"
+
+#include <optional>
+
+GG_PER_ISA(affine_stats, AffineStats)
+
+namespace gg {
+namespace {
+
+// Everything the kernel relies on for memory safety; the front door has already said it more kindly.
+struct Call {
+  View b;
+  std::optional<View> x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2, weight_dots,
+      bias_dots;
+  AffineStats args{};
+
+  Call(py::handle b_, py::handle x_, py::handle mean_, py::handle rstd_, py::handle D_weight_, py::handle D_bias_,
+       py::handle weight_grad_, py::handle bias_grad_, py::handle weight_norms2_, py::handle bias_norms2_,
+       py::handle weight_dots_, py::handle bias_dots_)
+      : b("b", b_) {
+    expect(b.ndim == 3 && b.unit_inner_stride() && b.dtype < DType::i32, "b",
+           "a floating (B, T, F) with inner stride 1", b);
+    args.dtype = b.dtype, sums = b.dtype == DType::f64 ? DType::f64 : DType::f32;
+    args.samples = b.shape[0], args.tokens = b.shape[1], args.features = b.shape[2];
+    args.b = b.data, args.b_sample = b.stride[0], args.b_token = b.stride[1];
+    if (!x_.is_none()) {
+      x.emplace("x", x_);
+      expect(x->ndim == 3 && x->shape[0] == b.shape[0] && x->shape[1] == b.shape[1] && x->shape[2] == b.shape[2] &&
+                 x->unit_inner_stride() && x->dtype == b.dtype,
+             "x", "the shape and dtype of b, with inner stride 1", *x);
+      args.x = x->data, args.x_sample = x->stride[0], args.x_token = x->stride[1];
+    }
+    token_scalars("mean", mean_, mean, args.mean, args.mean_sample, args.mean_token);
+    token_scalars("rstd", rstd_, rstd, args.rstd, args.rstd_sample, args.rstd_token);
+    if (x) // not args.x: an empty x has no memory, and its sums are zeros
+      part({"D_weight", "weight_grad", "weight_norms2", "weight_dots"}, D_weight_, D_weight, weight_grad_, weight_grad,
+           weight_norms2_, weight_norms2, weight_dots_, weight_dots, args.weight);
+    part({"D_bias", "bias_grad", "bias_norms2", "bias_dots"}, D_bias_, D_bias, bias_grad_, bias_grad, bias_norms2_,
+         bias_norms2, bias_dots_, bias_dots, args.bias);
+    for (const auto *v : {&x, &mean, &rstd, &D_weight, &D_bias, &weight_grad, &bias_grad, &weight_norms2, &bias_norms2,
+                          &weight_dots, &bias_dots})
+      if (*v)
+        expect((*v)->device.type == b.device.type && (*v)->device.index == b.device.index, "affine_stats",
+               "all arrays on one device", **v);
+  }
+
+private:
+  DType sums;
+
+  void token_scalars(const char *name, py::handle object, std::optional<View> &view, const void *&data, int64_t &sample,
+                     int64_t &token) {
+    if (object.is_none())
+      return;
+    view.emplace(name, object);
+    expect(view->ndim == 2 && view->shape[0] == args.samples && view->shape[1] == args.tokens && view->dtype == sums,
+           name, "(B, T) in the dtype of the sums", *view);
+    data = view->data, sample = view->stride[0], token = view->stride[1];
+  }
+
+  struct Names {
+    const char *D, *grad, *norms2, *dots;
+  };
+
+  void part(Names names, py::handle D_, std::optional<View> &D, py::handle grad_, std::optional<View> &grad,
+            py::handle norms2_, std::optional<View> &norms2, py::handle dots_, std::optional<View> &dots,
+            AffineStats::Part &out) {
+    if (!grad_.is_none()) {
+      grad.emplace(names.grad, grad_);
+      expect_output(names.grad, *grad, sums, {args.features});
+      out.grad = grad->data;
+    }
+    if (!norms2_.is_none()) {
+      norms2.emplace(names.norms2, norms2_);
+      expect_output(names.norms2, *norms2, sums, {args.samples});
+      out.norms2 = norms2->data;
+    }
+    if (D_.is_none())
+      return;
+    D.emplace(names.D, D_);
+    expect(D->ndim == 2 && D->shape[1] == args.features && D->unit_inner_stride() && D->dtype == sums, names.D,
+           "(K, F) in the dtype of the sums, with inner stride 1", *D);
+    out.D = D->data, out.directions = D->shape[0], out.D_direction = D->stride[0];
+    dots.emplace(names.dots, dots_);
+    expect_output(names.dots, *dots, sums, {args.samples, out.directions});
+    expect(dots->stride[0] == out.directions || args.samples <= 1 || out.directions == 0, names.dots, "C-contiguous",
+           *dots);
+    out.dots = dots->data;
+  }
+};
+
+} // namespace
+
+void bind_affine_stats(py::module_ &cpu, py::module_ &) {
+  cpu.def("affine_stats", [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight,
+                             py::handle D_bias, py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2,
+                             py::handle bias_norms2, py::handle weight_dots, py::handle bias_dots) {
+    Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2, weight_dots,
+              bias_dots);
+    expect(call.b.device.type == dlpack::cpu, "b", "CPU memory", call.b);
+    py::gil_scoped_release free;
+    affine_stats_cpu(call.args);
+  });
+}
+
+} // namespace gg

@@ -1,0 +1,84 @@
+#include "core/isa.h"
+#include "core/view.h"
+#include "embedding_stats/embedding_stats.h"
+
+#include <optional>
+
+GG_PER_ISA(embedding_stats, EmbeddingStats)
+
+namespace gg {
+namespace {
+
+// Everything the kernel relies on for memory safety; the front door has already said it more kindly.
+struct Call {
+  View ids, b;
+  std::optional<View> D, norms2, dots;
+  EmbeddingStats args{};
+  int64_t rows = INT64_MAX; // V, where D tells it
+
+  Call(py::handle ids_, py::handle b_, py::handle D_, py::handle norms2_, py::handle dots_, int64_t padding_idx)
+      : ids("ids", ids_), b("b", b_) {
+    expect(ids.ndim == 2 && ids.dtype >= DType::i32, "ids", "int32 or int64 (B, T)", ids);
+    expect(b.ndim == 3 && b.unit_inner_stride() && b.dtype < DType::i32, "b",
+           "a floating (B, T, E) with inner stride 1", b);
+    expect(b.shape[0] == ids.shape[0] && b.shape[1] == ids.shape[1], "b", "the samples and tokens of ids", b);
+    expect(ids.shape[1] <= INT32_MAX, "ids", "fewer than 2^31 tokens", ids);
+    const DType sums = b.dtype == DType::f64 ? DType::f64 : DType::f32;
+    args.dtype = b.dtype, args.id_dtype = ids.dtype;
+    args.samples = b.shape[0], args.tokens = b.shape[1], args.features = b.shape[2];
+    args.padding_idx = padding_idx;
+    args.ids = ids.data, args.id_sample = ids.stride[0], args.id_token = ids.stride[1];
+    args.b = b.data, args.b_sample = b.stride[0], args.b_token = b.stride[1];
+    if (!D_.is_none()) {
+      D.emplace("D", D_);
+      expect(D->ndim == 3 && D->shape[2] == args.features && D->unit_inner_stride(), "D",
+             "(K, V, E) with inner stride 1", *D);
+      expect(D->dtype == sums || D->dtype == b.dtype, "D", "the dtype of b, or of its sums", *D);
+      args.direction_dtype = D->dtype, args.directions = D->shape[0], rows = D->shape[1];
+      args.D = D->data, args.D_direction = D->stride[0], args.D_row = D->stride[1];
+    }
+    if (!norms2_.is_none()) {
+      norms2.emplace("norms2", norms2_);
+      expect_output("norms2", *norms2, sums, {args.samples});
+      args.norms2 = norms2->data;
+    }
+    if (args.directions) {
+      dots.emplace("dots", dots_);
+      expect_output("dots", *dots, sums, {args.samples, args.directions});
+      expect(dots->stride[0] == args.directions || args.samples <= 1, "dots", "C-contiguous", *dots);
+      args.dots = dots->data;
+    }
+    for (const View *v : {&b, D ? &*D : nullptr, norms2 ? &*norms2 : nullptr, dots ? &*dots : nullptr})
+      if (v)
+        expect(v->device.type == ids.device.type && v->device.index == ids.device.index, "embedding_stats",
+               "all arrays on one device", *v);
+  }
+
+  // One pass over ids before any is used as an address: 8 bytes for every row of b.
+  void check_ids() const {
+    const int64_t distinct = args.id_sample == 0 && args.samples ? 1 : args.samples;
+    for (int64_t i = 0; i < distinct; ++i)
+      for (int64_t t = 0; t < args.tokens; ++t) {
+        const int64_t id = args.id(i, t);
+        if ((id < 0 || id >= rows) && (id != args.padding_idx || id < 0))
+          throw py::index_error("ids: expected 0 <= id" + (D ? " < " + std::to_string(rows) : "") + ", got " +
+                                std::to_string(id) + " at sample " + std::to_string(i) + ", token " +
+                                std::to_string(t));
+      }
+  }
+};
+
+} // namespace
+
+void bind_embedding_stats(py::module_ &cpu, py::module_ &) {
+  cpu.def("embedding_stats",
+          [](py::handle ids, py::handle b, py::handle D, py::handle norms2, py::handle dots, int64_t padding_idx) {
+            Call call(ids, b, D, norms2, dots, padding_idx);
+            expect(call.ids.device.type == dlpack::cpu, "ids", "CPU memory", call.ids);
+            call.check_ids();
+            py::gil_scoped_release free;
+            embedding_stats_cpu(call.args);
+          });
+}
+
+} // namespace gg
