@@ -29,7 +29,7 @@ def register() -> None:
     import torch
 
     if not _libraries:
-        _libraries.append(torch.library.Library("ghostgram", "DEF"))
+        _libraries.append(torch.library.Library("ghostgram", "DEF"))  # type: ignore[no-untyped-call]
         # Which kernels this installation has does not change: torch.compile need not trace how it is found out.
         torch.compiler.assume_constant_result(_dispatch.runnable)
     for name, (schema, compute, outputs) in _defined.items():
@@ -51,7 +51,11 @@ def call(name: str, *args: Any) -> Any:
             register()
         return _registered[name](*args)
     results = _defined[name][1](*args)
-    return tuple(_arrays.returned(r, like) for r in results) if isinstance(results, tuple) else _arrays.returned(results, like)
+    return (
+        tuple(_arrays.returned(r, like) for r in results)
+        if isinstance(results, tuple)
+        else _arrays.returned(results, like)
+    )
 
 
 def _adapted(compute: Callable[..., Any]) -> Callable[..., Any]:

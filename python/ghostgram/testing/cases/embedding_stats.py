@@ -49,6 +49,7 @@ class Case:
         return self.samples * self.tokens * (id_bytes + row * (1 + self.directions))
 
 
+# fmt: off
 CASES = [
     # Degenerate and tiny.
     Case(0, 4, 3, 2, 1), Case(2, 0, 3, 2, 1), Case(2, 3, 4, 0, 1), Case(1, 1, 1, 1, 1), Case(3, 5, 4, 3, 0),
@@ -64,9 +65,10 @@ CASES = [
 ]
 
 LARGE = [Case(16, 512, 5003, 768, 1), Case(2, 4096, 97, 512, 2), Case(8, 128, 200, 768, 1, "distinct", layout="expanded")]
+# fmt: on
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     """ids, b and D, as float64 values that their dtypes represent exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.rows, case.features])
     shape = (case.samples, case.tokens)
@@ -86,7 +88,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework; only ids are ever expanded, and never sliced out of a NaN-filled array."""
     sums = "float64" if dtype == "float64" else "float32"
     b_layout = "contiguous" if case.layout == "expanded" else case.layout
@@ -105,7 +107,7 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     return {"norms2": norms2, "dots": dots}
 
 
-def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
+def scales(case: Case, values: layouts.Values) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
     norms2, dots = np.zeros(case.samples), np.zeros((case.samples, case.directions))
     for i, ids in enumerate(values["ids"].astype(np.int64)):
