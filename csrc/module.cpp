@@ -23,6 +23,7 @@ PYBIND11_MODULE(_C, m) {
   cuda.def("device_count", &gg::cuda_device_count);
 #endif
   m.def("isa", &gg::isa_name);
+  m.attr("isas") = py::make_tuple(GHOSTGRAM_ISAS);
   m.def("borrow_openmp", &gg::borrow_openmp);
   m.def("num_threads", &gg::num_threads);
   m.def("set_num_threads", &gg::set_num_threads);

@@ -18,17 +18,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import ghostgram as gg
 import numpy as np
 import torch
-from ghostgram import data
-from ghostgram.report.html import write_report
-from ghostgram.report.summary import Summary
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tiny_lm import TinyLM, next_byte_loss
 from torch import Tensor, nn
+
+import ghostgram as gg
+from ghostgram import data
+from ghostgram.report.html import write_report
+from ghostgram.report.summary import Summary
 
 WINDOW, BATCH = 192, 32
 WIDTH, LAYERS, HEADS = 160, 3, 5

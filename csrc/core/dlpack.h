@@ -16,7 +16,14 @@ struct Device {
   int32_t index;
 };
 
-enum TypeCode : uint8_t { signed_int = 0, unsigned_int = 1, ieee_float = 2, bfloat = 4, complex_float = 5, boolean = 6 };
+enum TypeCode : uint8_t {
+  signed_int = 0,
+  unsigned_int = 1,
+  ieee_float = 2,
+  bfloat = 4,
+  complex_float = 5,
+  boolean = 6
+};
 
 struct Type {
   uint8_t code, bits;

@@ -172,7 +172,8 @@ void View::take(const dlpack::Tensor &t) {
 }
 
 bool View::unit_inner_stride() const {
-  return ndim == 0 || shape[ndim - 1] <= 1 || stride[ndim - 1] == 1 || std::find(shape, shape + ndim, 0) != shape + ndim;
+  return ndim == 0 || shape[ndim - 1] <= 1 || stride[ndim - 1] == 1 ||
+         std::find(shape, shape + ndim, 0) != shape + ndim;
 }
 
 std::string View::describe() const { return std::string(name_of(dtype)) + " " + shape_text(shape, ndim); }

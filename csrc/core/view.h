@@ -4,8 +4,8 @@
 #pragma once
 #include "core/array.h"
 #include "core/dlpack.h"
-#include <pybind11/pybind11.h>
 #include <initializer_list>
+#include <pybind11/pybind11.h>
 #include <string>
 
 namespace gg {

@@ -15,8 +15,8 @@
 namespace gg {
 
 struct GradStats {
-  DType dtype;           // of a and b
-  DType direction_dtype; // of D
+  DType dtype;                               // of a and b
+  DType direction_dtype;                     // of D
   int64_t samples, tokens, d, p, directions; // B, T, d, p, K
 
   const void *a; // inner stride 1, like b and D; all strides count elements

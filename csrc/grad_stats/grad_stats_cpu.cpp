@@ -15,7 +15,7 @@ template <class Acc> constexpr int tile_cols = tile_vectors * lanes<Acc>;
 
 // A block of tokens of both panels takes half of a 48 KiB L1, a third of the tiles beside it.
 template <class Acc>
-constexpr int64_t block_tokens = (24 << 10) / ((tile_rows + tile_cols<Acc>) * int64_t(sizeof(Acc)));
+constexpr int64_t block_tokens = (24 << 10) / (int64_t(sizeof(Acc)) * (tile_rows + tile_cols<Acc>));
 
 // A task owns up to `group_tiles` row tiles: its panels of b stay in L2 while all of a streams past them.
 constexpr int group_tiles = 4;
@@ -179,8 +179,8 @@ private:
 
   // One sample's tiles in one row group and one column tile. Long samples go by blocks of tokens, so that the block of
   // `a` stays in L1 for all row tiles; between blocks the sums wait in `unfinished`.
-  void sample_tile(const Acc *a, const Acc *b, int64_t tiles, Acc *unfinished, Acc *weight_grad,
-                   const Acc *directions, double *sums) const {
+  void sample_tile(const Acc *a, const Acc *b, int64_t tiles, Acc *unfinished, Acc *weight_grad, const Acc *directions,
+                   double *sums) const {
     for (int64_t t = 0; t < s.tokens || t == 0; t += tokens_per_block) {
       const int64_t tokens = least(tokens_per_block, s.tokens - t);
       for (int64_t k = 0; k < tiles; ++k) {

@@ -6,13 +6,13 @@
 namespace gg {
 
 struct Roofs {
-  DType dtype;       // in: f32 or f64
-  double seconds;    // in: at least this long for each roof; the median of the repeats is kept
-  float *memory;     // in: what to read, and to copy from its first half to its second
-  int64_t bytes;     // in: of memory; far above the last-level cache, or the cache is what gets measured
-  double *flops;     // out: operations per second, a fused multiply-add counts two
-  double *read;      // out: bytes read per second
-  double *copy;      // out: bytes read plus bytes written per second
+  DType dtype;    // in: f32 or f64
+  double seconds; // in: at least this long for each roof; the median of the repeats is kept
+  float *memory;  // in: what to read, and to copy from its first half to its second
+  int64_t bytes;  // in: of memory; far above the last-level cache, or the cache is what gets measured
+  double *flops;  // out: operations per second, a fused multiply-add counts two
+  double *read;   // out: bytes read per second
+  double *copy;   // out: bytes read plus bytes written per second
 };
 
 void roofs_cpu(const Roofs &);

@@ -14,8 +14,13 @@ void bind_roofs(py::module_ &cpu, py::module_ &) {
         expect(m.dtype == DType::f32 && m.ndim == 1 && m.stride[0] == 1 && !m.read_only, "memory",
                "a writable contiguous float32 (n,)", m);
         double flops, read, copy;
-        Roofs args{float64 ? DType::f64 : DType::f32, seconds, static_cast<float *>(m.data), m.shape[0] * 4, &flops,
-                   &read, &copy};
+        Roofs args{float64 ? DType::f64 : DType::f32,
+                   seconds,
+                   static_cast<float *>(m.data),
+                   m.shape[0] * 4,
+                   &flops,
+                   &read,
+                   &copy};
         {
           py::gil_scoped_release free;
           roofs_cpu(args);

@@ -1,6 +1,6 @@
-#include "roofs/roofs.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "roofs/roofs.h"
 #include <time.h>
 
 namespace gg::GG_ISA {
@@ -67,7 +67,7 @@ template <class Work> double median_rate(double seconds, double amount, Work &&w
 template <class T> void measure(const Roofs &r) {
   const int threads = num_threads();
   *r.flops = median_rate(r.seconds, double(threads) * double(fma_rounds) * chains * lanes<T> * 2,
-                       [&] { parallel_for(threads, [](int64_t) { sink = float(fma_chains<T>()); }); });
+                         [&] { parallel_for(threads, [](int64_t) { sink = float(fma_chains<T>()); }); });
 
   constexpr int64_t stretch = 1 << 16;
   const int64_t n = r.bytes / int64_t(sizeof(float)) / (2 * stretch) * 2;

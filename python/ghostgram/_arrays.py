@@ -20,7 +20,7 @@ def is_torch(x: Array) -> bool:
 
 
 def framework(x: Array, name: str) -> str:
-    """"torch", "numpy", "jax" or "cupy"; a TypeError that names the argument for anything else."""
+    """One of "torch", "numpy", "jax" and "cupy"; a TypeError that names the argument for anything else."""
     if is_torch(x):
         return "torch"
     if isinstance(x, np.ndarray):
@@ -50,7 +50,7 @@ def same_framework(**arrays: Array | None) -> str:
 
 
 def dtype_name(x: Array) -> str:
-    """"float32", "bfloat16", ...: the same words for every framework."""
+    """Such as "float32" or "bfloat16": the same words for every framework."""
     return str(x.dtype).removeprefix("torch.")
 
 
@@ -60,7 +60,7 @@ def sum_dtype(x: Array) -> str:
 
 
 def device_type(x: Array) -> str:
-    """"cpu", "cuda", ..."""
+    """Such as "cpu" or "cuda"."""
     kind = framework(x, "array")
     if kind == "torch":
         return str(x.device.type)
@@ -107,8 +107,8 @@ def to_float64(x: Array) -> np.ndarray:
         x = (x.double() if x.is_floating_point() else x.long()).numpy()
     elif kind == "cupy":
         x = x.get()
-    x = np.asarray(x)
-    return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float64)
+    values: np.ndarray = np.asarray(x)
+    return values.astype(np.int64) if np.issubdtype(values.dtype, np.integer) else values.astype(np.float64)
 
 
 def assign(out: Array, values: np.ndarray) -> None:

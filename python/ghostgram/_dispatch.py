@@ -102,7 +102,9 @@ def choose(op: str, backend: str, device: str) -> str:
         for name in candidates:
             if why_not(op, name) is None:
                 return name
-        raise RuntimeError(f"{op}: no backend for {device} arrays: " + "; ".join(f"{c}: {why_not(op, c)}" for c in candidates))
+        raise RuntimeError(
+            f"{op}: no backend for {device} arrays: " + "; ".join(f"{c}: {why_not(op, c)}" for c in candidates)
+        )
     if reason := why_not(op, backend):
         raise RuntimeError(f"{op}: backend {backend!r} is not available: {reason}")
     runs_on = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cpu", "cuda") if _interpreted() else ("cuda",)}

@@ -28,7 +28,12 @@ def language_model(kind, dtype=torch.float64):
         )
         return transformers.GPT2LMHeadModel(config).to(dtype)
     config = transformers.LlamaConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, **shared
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        **shared,
     )
     return transformers.LlamaForCausalLM(config).to(dtype)
 
@@ -69,7 +74,13 @@ def adam_P(optimizer, p, group, clip=1.0):
     """P of AdamW from the second moment before the step, written out."""
     state, (b1, b2) = optimizer.state[p], group["betas"]
     t = float(state["step"]) + 1
-    return clip * group["lr"] * (1 - b1) / (1 - b1**t) / ((state["exp_avg_sq"] / (1 - b2 ** (t - 1))).sqrt() + group["eps"])
+    return (
+        clip
+        * group["lr"]
+        * (1 - b1)
+        / (1 - b1**t)
+        / ((state["exp_avg_sq"] / (1 - b2 ** (t - 1))).sqrt() + group["eps"])
+    )
 
 
 def phis(shapley):
@@ -97,13 +108,18 @@ def test_values_equal_a_loop_over_single_samples(kind, dtype, tolerance, validat
     params = list(model.parameters())
     gradient = lambda loss: torch.autograd.grad(loss, params)  # noqa: E731
     directions = [
-        [adam_P(optimizer, p, optimizer.param_groups[0]) * g for p, g in zip(params, gradient(lm_loss(model, v)), strict=True)]
+        [
+            adam_P(optimizer, p, optimizer.param_groups[0]) * g
+            for p, g in zip(params, gradient(lm_loss(model, v)), strict=True)
+        ]
         for v in sets.values()
     ]
     truth = np.zeros((BATCH, 2))
     for i in range(BATCH):
         share = gradient(lm_loss(model, ids[i : i + 1]) / BATCH)
-        truth[i] = [-sum(float((g.double() * d.double()).sum()) for g, d in zip(share, D, strict=True)) for D in directions]
+        truth[i] = [
+            -sum(float((g.double() * d.double()).sum()) for g, d in zip(share, D, strict=True)) for D in directions
+        ]
     plain = gradient(lm_loss(model, ids))
 
     with shapley.step(ids=torch.arange(BATCH)):
@@ -279,7 +295,7 @@ def test_grad_scaler_is_undone_and_a_skipped_step_is_logged():
 
 
 def test_token_mean_with_ignored_tokens():
-    """The training loss is used with the denominator it has; a sample without a kept token has phi = 0, and is logged."""
+    """The training loss is used with the denominator it has; a sample without a kept token has phi = 0, logged."""
     model, ids = language_model("gpt2"), sentences(4, 1)
     labels = ids.clone()
     labels[1, 5:] = -100
@@ -296,7 +312,11 @@ def test_token_mean_with_ignored_tokens():
     g_val = torch.autograd.grad(lm_loss(model, held_out), params)
     kept = int((labels[:, 1:] != -100).sum())
     truth = [
-        -0.1 * sum(float((g * v).sum()) for g, v in zip(torch.autograd.grad(loss(model, [i], "sum") / kept, params), g_val, strict=True))
+        -0.1
+        * sum(
+            float((g * v).sum())
+            for g, v in zip(torch.autograd.grad(loss(model, [i], "sum") / kept, params), g_val, strict=True)
+        )
         for i in range(4)
     ]
     with shapley.step(ids=[10, 11, 12, 13]):
@@ -345,7 +365,9 @@ def test_ledger_follows_the_loss():
     for lr in (2e-3, 1e-3):
         model = Small()
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=0.01)
-        shapley = gg.InRunShapley(model, optimizer, {"a": lambda m: mse(m, regression(7, 2)), "b": lambda m: mse(m, regression(9, 3))})
+        shapley = gg.InRunShapley(
+            model, optimizer, {"a": lambda m: mse(m, regression(7, 2)), "b": lambda m: mse(m, regression(9, 3))}
+        )
         run_steps(model, optimizer, shapley, 1)
         ledger = shapley.ledger().to_pylist()
         assert [r["set"] for r in ledger] == ["a", "b"]
@@ -443,7 +465,10 @@ def test_bad_ids(ids):
 def test_wrong_number_of_ids():
     model = Small()
     shapley = gg.InRunShapley(model, torch.optim.SGD(model.parameters(), lr=0.01), lambda m: mse(m, regression(7, 2)))
-    with pytest.raises(ValueError, match=r"first dimension is the sample \(4\), got \(5, 5\)"), shapley.step(ids=range(4)):
+    with (
+        pytest.raises(ValueError, match=r"first dimension is the sample \(4\), got \(5, 5\)"),
+        shapley.step(ids=range(4)),
+    ):
         mse(model, regression(5, 1)).backward()
 
 
@@ -451,11 +476,11 @@ def test_misuse_of_the_loop():
     model = Small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(7, 2)))
-    with pytest.raises(RuntimeError, match="outside `with shapley.step"), shapley.samples([1]):
+    with pytest.raises(RuntimeError, match=r"outside `with shapley\.step"), shapley.samples([1]):
         pass
     with pytest.raises(RuntimeError, match="entered twice"), shapley.step(ids=[1]), shapley.step(ids=[1]):
         pass
-    with pytest.raises(RuntimeError, match="inside `with shapley.step"), shapley.step(ids=range(5)):
+    with pytest.raises(RuntimeError, match=r"inside `with shapley\.step"), shapley.step(ids=range(5)):
         mse(model, regression(5, 1)).backward()
         optimizer.step()
     optimizer.zero_grad()
@@ -472,8 +497,12 @@ def test_log_on_disk_survives_and_resumes(tmp_path):
     def engine(**more):
         model = Small()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        return model, optimizer, gg.InRunShapley(
-            model, optimizer, {"a": lambda m: mse(m, regression(7, 2))}, log=tmp_path / "run", flush_every=2, **more
+        return (
+            model,
+            optimizer,
+            gg.InRunShapley(
+                model, optimizer, {"a": lambda m: mse(m, regression(7, 2))}, log=tmp_path / "run", flush_every=2, **more
+            ),
         )
 
     model, optimizer, shapley = engine()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ghostgram import data
 from ghostgram.data import packages
 from ghostgram.data.text import _code_and_docstrings

@@ -5,7 +5,6 @@ import os
 import sys
 
 import ghostgram._C as extension
-
 from ghostgram.testing.compare import cases_of, error_over_bound
 
 library, op = sys.argv[1:]

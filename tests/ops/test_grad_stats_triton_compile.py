@@ -82,8 +82,9 @@ def _resources(compiled, backend, folder):
 
 
 def main(folder):
-    from ghostgram.triton_kernels import grad_stats as kernels
     from triton.backends.compiler import GPUTarget
+
+    from ghostgram.triton_kernels import grad_stats as kernels
 
     found = {}
     for backend, arch, dtype, directions, aligned in BUILDS:

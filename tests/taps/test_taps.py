@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from ghostgram.taps import Taps, UncoveredParameterError, cover
 
 pytest.importorskip("transformers")
-from transformers.models.gemma.modeling_gemma import GemmaRMSNorm  # noqa: E402
-from transformers.models.llama.modeling_llama import LlamaRMSNorm  # noqa: E402
-from transformers.pytorch_utils import Conv1D  # noqa: E402
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.pytorch_utils import Conv1D
 
 B, D, V = 5, 12, 23
 

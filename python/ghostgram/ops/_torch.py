@@ -51,9 +51,11 @@ def call(name: str, *args: Any) -> Any:
             register()
         return _registered[name](*args)
     results = _defined[name][1](*args)
-    if isinstance(results, tuple):
-        return tuple(_arrays.returned(r, like) for r in results)
-    return _arrays.returned(results, like)
+    return (
+        tuple(_arrays.returned(r, like) for r in results)
+        if isinstance(results, tuple)
+        else _arrays.returned(results, like)
+    )
 
 
 def _adapted(compute: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,8 +14,10 @@ def run(ids: I64, b: F64, D: F64 | None, norms2: F64 | None, dots: F64 | None, p
     allowed = (ids >= 0) & ((ids < (D.shape[1] if D is not None else np.inf)) | (ids == padding_idx))
     if not allowed.all():
         i, t = np.argwhere(~allowed)[0]
-        raise IndexError(f"ids: expected 0 <= id{f' < {D.shape[1]}' if D is not None else ''}, got {ids[i, t]} at "
-                         f"sample {i}, token {t}")
+        raise IndexError(
+            f"ids: expected 0 <= id{f' < {D.shape[1]}' if D is not None else ''}, got {ids[i, t]} at "
+            f"sample {i}, token {t}"
+        )
     for i in range(ids.shape[0]):
         counted = ids[i] != padding_idx
         rows, where = np.unique(ids[i][counted], return_inverse=True)

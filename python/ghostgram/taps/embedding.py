@@ -17,13 +17,13 @@ class _Embedding(torch.autograd.Function):
     """Rows of a table; the weight gradient stays torch's scatter-add, the dots come from embedding_stats."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor, owner: nn.Embedding, taps: Taps) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, owner: nn.Embedding, taps: Taps) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.owner, ctx.taps = owner, taps
         return F.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (ids,) = ctx.saved_tensors
         owner: nn.Embedding = ctx.owner
         padding = -1 if owner.padding_idx is None else owner.padding_idx
@@ -50,7 +50,12 @@ def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
     """
     taps = taps_of(module)
     batch = taps.batch
-    if ids.dim() == 1 and ids.shape[0] == batch and batch > 1 and bool((ids == torch.arange(batch, device=ids.device)).all()):
+    if (
+        ids.dim() == 1
+        and ids.shape[0] == batch
+        and batch > 1
+        and bool((ids == torch.arange(batch, device=ids.device)).all())
+    ):
         raise ValueError(
             f"Embedding: ids {tuple(ids.shape)} = 0, 1, 2, ... may be one id per sample or as many positions as there "
             "are samples; give them a sample axis, e.g. ids.unsqueeze(0) for positions"
@@ -60,5 +65,7 @@ def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
     if ids.shape[0] == 1:
         ids = ids.expand(batch, *ids.shape[1:])
     if ids.shape[0] != batch:
-        raise ValueError(f"Embedding: expected ids whose first dimension is the sample ({batch}), got {tuple(ids.shape)}")
+        raise ValueError(
+            f"Embedding: expected ids whose first dimension is the sample ({batch}), got {tuple(ids.shape)}"
+        )
     return _Embedding.apply(ids, module.weight, module, taps)  # type: ignore[no-any-return, no-untyped-call]

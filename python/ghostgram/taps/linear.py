@@ -20,7 +20,7 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: nn.Module, transposed: bool, taps: Taps
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -32,7 +32,7 @@ class _Linear(torch.autograd.Function):
         return y.view(*x.shape[:-1], weight.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         owner, taps = ctx.owner, ctx.taps
         grad_x = grad_weight = grad_bias = None

@@ -17,16 +17,14 @@ class _LayerNorm(torch.autograd.Function):
     """Layer normalisation; saves what autograd saves: x, mean and rstd."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: nn.LayerNorm, taps: Taps
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: nn.LayerNorm, taps: Taps) -> Tensor:
         y, mean, rstd = torch.native_layer_norm(x, owner.normalized_shape, weight, bias, owner.eps)
         ctx.save_for_backward(x, mean, rstd, weight, *([] if bias is None else [bias]))
         ctx.owner, ctx.taps = owner, taps
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, mean, rstd, weight, *bias = ctx.saved_tensors
         owner, taps = ctx.owner, ctx.taps
         grad_x = None
@@ -53,15 +51,13 @@ class _Scale(torch.autograd.Function):
     """y = scale * xhat, where scale is the weight or 1 + weight; both have the same gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, normalised: Tensor, weight: Tensor, offset: float, owner: nn.Module, taps: Taps
-    ) -> Tensor:
+    def forward(ctx: Any, normalised: Tensor, weight: Tensor, offset: float, owner: nn.Module, taps: Taps) -> Tensor:
         ctx.save_for_backward(normalised, weight)
         ctx.offset, ctx.owner, ctx.taps = offset, owner, taps
         return normalised * (weight + offset if offset else weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         normalised, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -87,7 +83,12 @@ def _statistic(s: Tensor, x: Tensor) -> Tensor:
 
 
 def _affine(
-    b: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None, D_weight: Tensor | None, D_bias: Tensor | None
+    b: Tensor,
+    x: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    D_weight: Tensor | None,
+    D_bias: Tensor | None,
 ) -> tuple[Tensor, ...]:
     D_weight, D_bias = (None if D is None else D.flatten(1) for D in (D_weight, D_bias))
     stats: tuple[Tensor, ...] = _torch.call("affine_stats", b, x, mean, rstd, D_weight, D_bias, False, "auto")

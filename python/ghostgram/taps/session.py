@@ -98,7 +98,9 @@ class Taps:
         if parameter not in self._scored:
             return None
         if not self._open:
-            raise RuntimeError("backward ran after its scoring step was closed: call it inside `with shapley.step(...)`")
+            raise RuntimeError(
+                "backward ran after its scoring step was closed: call it inside `with shapley.step(...)`"
+            )
         return None if self._directions is None else self._directions.get(parameter)
 
     def add(self, parameter: nn.Parameter, grad: Tensor, dots: Tensor | None, later: Contraction) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from ghostgram import _arrays
 
 F64 = NDArray[np.float64]
+Values = dict[str, Any]
+"""Inputs of a case by name: float64 arrays, None where the case has none."""
 Make = Callable[[F64, str, str], Any]
 """(values, dtype, layout) -> an array of some framework."""
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
@@ -27,6 +29,11 @@ def rounded(x: F64, dtype: str) -> F64:
         even = ((bits >> 16) & 1) + 0x7FFF
         return ((bits + even) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
     return x.astype(dtype).astype(np.float64)
+
+
+def absolute(values: Values) -> Values:
+    """The absolute values of what is there."""
+    return {name: None if x is None else np.abs(x) for name, x in values.items()}
 
 
 def lay_out(x: NDArray[np.generic], layout: str) -> NDArray[np.generic]:

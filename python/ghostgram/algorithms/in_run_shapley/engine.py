@@ -259,8 +259,8 @@ class InRunShapley:
             tolerance = 1e-2 if parameter in self._taps.rounded else 1e-4
             if bool(((total - expected).abs() > tolerance * size).any()):
                 raise RuntimeError(
-                    f"{name}: the samples' dots sum to {total.tolist()}, but the gradient's dot is {expected.tolist()}: "
-                    "some use of this parameter was not tapped (used outside its layer's forward, a backward outside "
+                    f"{name}: the samples' dots sum to {total.tolist()}, but the gradient's dot is {expected.tolist()}:"
+                    " some use of this parameter was not tapped (used outside its layer's forward, a backward outside "
                     "shapley.step(), or a gradient left over from before the step)"
                 )
 
@@ -273,7 +273,9 @@ class InRunShapley:
             return
         lrs = [float(g["lr"]) for g in self._optimizer.param_groups]
         if lrs != step.lrs:
-            raise RuntimeError(f"the learning rates changed from {step.lrs} to {lrs} between shapley.step() and optimizer.step()")
+            raise RuntimeError(
+                f"the learning rates changed from {step.lrs} to {lrs} between shapley.step() and optimizer.step()"
+            )
         scales = step.record.scales(self._names)
         directions, v_state, dots = step.directions, "pre", [m.dots for m in step.microbatches]
         if directions is None:
@@ -330,6 +332,7 @@ class InRunShapley:
         predicted = row["sum_phi"] + row["history"] + row["uncovered"]
         self._cumulative += measured - predicted
         sets = len(self._validation)
+        # fmt: off
         self._ledger.append(
             {
                 "step": [step.number] * sets, "set": list(self._validation), "l_before": step.losses.tolist(),
@@ -339,8 +342,9 @@ class InRunShapley:
                 "cumulative_residual": self._cumulative.tolist(), "lr": [step.lrs[0]] * sets,
                 "clip": [row["clip"]] * sets, "g_val_age": [0] * sets, "order": [1] * sets,
                 "v_state": [row["v_state"]] * sets, "skipped": [row["skipped"]] * sets,
-            }  # fmt: skip
+            }
         )
+        # fmt: on
 
     def _open(self) -> _Step:
         assert self._step is not None

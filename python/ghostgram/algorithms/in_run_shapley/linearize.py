@@ -29,8 +29,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     if type(optimizer) not in SUPPORTED:
         names = ", ".join(kind.__name__ for kind in SUPPORTED)
         raise TypeError(
-            f"optimizer: expected one of {names}, got {type(optimizer).__name__}: its step is not known to be linear in "
-            "the gradient for frozen state"
+            f"optimizer: expected one of {names}, got {type(optimizer).__name__}: its step is not known to be linear in"
+            " the gradient for frozen state"
         )
 
 

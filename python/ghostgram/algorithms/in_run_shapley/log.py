@@ -1,4 +1,4 @@
-"""The step log and the ledger on disk: Parquet parts, each written whole, so that a killed run leaves a readable log."""
+"""The step log and the ledger on disk: Parquet parts, each written whole: a killed run leaves a readable log."""
 
 from __future__ import annotations
 
@@ -109,13 +109,15 @@ def ledger_schema(metadata: Mapping[str, str]) -> Any:
 
 
 def aggregate(steps: Any, sets: list[str]) -> Any:
-    """The table of values: id, set, value = -(sum of phi, in float64), steps = in how many steps the sample was seen."""
+    """The table of values: id, set, value = -(sum of phi, in float64), steps = in how many steps it was seen."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     tables = []
     for name in sets:
-        phi = pa.table({"id": steps["sample_id"], "step": steps["step"], "phi": steps[f"phi_{name}"].cast(pa.float64())})
+        phi = pa.table(
+            {"id": steps["sample_id"], "step": steps["step"], "phi": steps[f"phi_{name}"].cast(pa.float64())}
+        )
         grouped = phi.group_by("id").aggregate([("phi", "sum"), ("step", "count_distinct")]).sort_by("id")
         tables.append(
             pa.table(

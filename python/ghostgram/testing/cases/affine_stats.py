@@ -50,6 +50,7 @@ class Case:
         return wide * (1 if self.kind == "bias" else 2)
 
 
+# fmt: off
 CASES = [
     # Degenerate and tiny.
     Case(0, 4, 3, 1), Case(2, 0, 3, 1), Case(2, 3, 0, 1), Case(1, 1, 1, 1), Case(3, 5, 4, 0), Case(0, 4, 3, 0, "bias"),
@@ -65,13 +66,14 @@ CASES = [
 ]
 
 LARGE = [Case(16, 512, 768, 1), Case(512, 16, 768, 1, "rms"), Case(2, 2048, 300, 2)]
+# fmt: on
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     """b, x, mean, rstd and both directions, as float64 values that their dtypes represent exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.features])
     shape = (case.samples, case.tokens, case.features)
-    values: dict[str, Any] = dict.fromkeys(INPUTS)
+    values: layouts.Values = dict.fromkeys(INPUTS)
     values["b"] = layouts.rounded(rng.standard_normal(shape), dtype)
     x = layouts.rounded(case.offset + rng.standard_normal(shape), dtype)
     if case.layout == "expanded":
@@ -89,7 +91,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     return values
 
 
-def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework: b and x in the layout of the case, only x ever expanded."""
     sums = "float64" if dtype == "float64" else "float32"
     layout = {"b": "contiguous" if case.layout == "expanded" else case.layout, "x": case.layout}
@@ -111,11 +113,10 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     return {name: x for name, x in outputs.items() if x is not None}
 
 
-def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
+def scales(case: Case, values: layouts.Values) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
-    absolute: dict[str, Any] = {name: None if x is None else np.abs(x) for name, x in values.items()}
-    b, x, mean, rstd, D_weight, D_bias = (absolute[k] for k in INPUTS)
-    parts: dict[str, Any] = {"bias": (b.sum(1), D_bias)}
+    b, x, mean, rstd, D_weight, D_bias = (layouts.absolute(values)[name] for name in INPUTS)
+    parts = {"bias": (b.sum(1), D_bias)}
     if x is not None:
         xhat = (x + (0 if mean is None else mean[..., None])) * (1 if rstd is None else rstd[..., None])
         parts["weight"] = (np.sum(b * xhat, axis=1), D_weight)

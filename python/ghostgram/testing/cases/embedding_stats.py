@@ -49,30 +49,26 @@ class Case:
         return self.samples * self.tokens * (id_bytes + row * (1 + self.directions))
 
 
+# fmt: off
 CASES = [
     # Degenerate and tiny.
     Case(0, 4, 3, 2, 1), Case(2, 0, 3, 2, 1), Case(2, 3, 4, 0, 1), Case(1, 1, 1, 1, 1), Case(3, 5, 4, 3, 0),
     # Repetition, and padding at both ends of the table and outside it.
-    Case(3, 17, 5, 7, 1), Case(2, 31, 1, 9, 1, "equal"), Case(2, 31, 40, 9, 2, "distinct"),
-    Case(3, 17, 5, 7, 1, padding_idx=0),
-    Case(3, 17, 5, 7, 2, padding_idx=4), Case(2, 8, 1, 5, 1, "equal", padding_idx=0),
-    Case(3, 6, 5, 4, 1, padding_idx=9),
+    Case(3, 17, 5, 7, 1), Case(2, 31, 1, 9, 1, "equal"), Case(2, 31, 40, 9, 2, "distinct"), Case(3, 17, 5, 7, 1, padding_idx=0),
+    Case(3, 17, 5, 7, 2, padding_idx=4), Case(2, 8, 1, 5, 1, "equal", padding_idx=0), Case(3, 6, 5, 4, 1, padding_idx=9),
     # One off the edges of vectors, of four of them, and of the cuts of columns.
-    Case(3, 13, 11, 63, 1), Case(3, 13, 11, 64, 1), Case(3, 13, 11, 65, 3), Case(2, 7, 5, 255, 1),
-    Case(2, 7, 5, 513, 1),
+    Case(3, 13, 11, 63, 1), Case(3, 13, 11, 64, 1), Case(3, 13, 11, 65, 3), Case(2, 7, 5, 255, 1), Case(2, 7, 5, 513, 1),
     Case(1, 5, 3, 1031, 2), Case(70, 3, 9, 300, 1),
     # Types and layouts.
-    Case(3, 17, 5, 33, 1, id_dtype="int32"), Case(3, 7, 6, 20, 1, layout="sliced"),
-    Case(3, 7, 6, 20, 2, layout="transposed"),
+    Case(3, 17, 5, 33, 1, id_dtype="int32"), Case(3, 7, 6, 20, 1, layout="sliced"), Case(3, 7, 6, 20, 2, layout="transposed"),
     Case(4, 9, 12, 20, 1, "distinct", layout="expanded"), Case(4, 9, 3, 20, 1, layout="expanded", padding_idx=1),
 ]
 
-LARGE = [
-    Case(16, 512, 5003, 768, 1), Case(2, 4096, 97, 512, 2), Case(8, 128, 200, 768, 1, "distinct", layout="expanded"),
-]
+LARGE = [Case(16, 512, 5003, 768, 1), Case(2, 4096, 97, 512, 2), Case(8, 128, 200, 768, 1, "distinct", layout="expanded")]
+# fmt: on
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     """ids, b and D, as float64 values that their dtypes represent exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.rows, case.features])
     shape = (case.samples, case.tokens)
@@ -92,7 +88,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework; only ids are ever expanded, and never sliced out of a NaN-filled array."""
     sums = "float64" if dtype == "float64" else "float32"
     b_layout = "contiguous" if case.layout == "expanded" else case.layout
@@ -111,7 +107,7 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     return {"norms2": norms2, "dots": dots}
 
 
-def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
+def scales(case: Case, values: layouts.Values) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
     norms2, dots = np.zeros(case.samples), np.zeros((case.samples, case.directions))
     for i, ids in enumerate(values["ids"].astype(np.int64)):

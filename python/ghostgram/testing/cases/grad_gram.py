@@ -35,11 +35,6 @@ class Case:
         return f"B{self.samples}T{self.tokens}d{self.d}p{self.p}-{form}-{self.layout}"
 
     @property
-    def columns(self) -> int:
-        """Samples of the second side."""
-        return self.second[0] if self.second else self.samples
-
-    @property
     def pairs(self) -> float:
         """Pairs of tokens whose products are needed: half of them by symmetry without a second side."""
         rows = self.samples * self.tokens
@@ -60,6 +55,7 @@ class Case:
         return tokens * (self.d + self.p) * layouts.ITEM[dtype] + results * (8 if dtype == "float64" else 4)
 
 
+# fmt: off
 CASES = [
     # Degenerate and tiny.
     Case(0, 4, 3, 2), Case(2, 0, 3, 2), Case(2, 3, 0, 2), Case(2, 3, 4, 0), Case(1, 1, 1, 1), Case(1, 1, 1, 1, (1, 1)),
@@ -84,12 +80,13 @@ LARGE = [
     Case(8, 256, 192, 320), Case(4, 1024, 64, 48, diagonal=True), Case(64, 16, 768, 768),
     Case(32, 64, 256, 256, (16, 40)),
 ]
+# fmt: on
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     """Both sides, as float64 values that `dtype` represents exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.d, case.p])
-    values: dict[str, Any] = {"a": None, "b": None, "a2": None, "b2": None}
+    values: layouts.Values = {"a": None, "b": None, "a2": None, "b2": None}
     sides = [("a", "b", (case.samples, case.tokens))] + ([("a2", "b2", case.second)] if case.second else [])
     for a, b, shape in sides:
         values[a] = layouts.rounded(rng.standard_normal((*shape, case.d)), dtype)
@@ -99,7 +96,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
     return values
 
 
-def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework, in the layout of the case."""
     only_a = case.layout == "expanded"
     return {
@@ -110,21 +107,21 @@ def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -
 
 def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     """Runs the room itself, below the front door, into an output poisoned with NaN."""
-    out = layouts.poisoned_sums(made["a"], (case.samples,) if case.diagonal else (case.samples, case.columns))
+    columns = case.second[0] if case.second else case.samples
+    out = layouts.poisoned_sums(made["a"], (case.samples,) if case.diagonal else (case.samples, columns))
     _dispatch.run("grad_gram", backend, made["a"], made["b"], made["a2"], made["b2"], out)
     return {"out": out}
 
 
-def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
+def scales(case: Case, values: layouts.Values) -> dict[str, F64]:
     """The same sums over absolute values: what rounding errors are relative to."""
-    absolute: dict[str, Any] = {name: None if x is None else np.abs(x) for name, x in values.items()}
-    a, b, a2, b2 = (absolute[k] for k in ("a", "b", "a2", "b2"))
-    first: F64 = (b.swapaxes(1, 2) @ a).reshape(case.samples, case.p * case.d)
+    a, b, a2, b2 = (layouts.absolute(values)[name] for name in ("a", "b", "a2", "b2"))
+    first = (b.swapaxes(1, 2) @ a).reshape(case.samples, case.p * case.d)
     if case.diagonal:
         return {"out": np.sum(first * first, axis=1)}
     if a2 is None:
         return {"out": first @ first.T}
-    return {"out": first @ (b2.swapaxes(1, 2) @ a2).reshape(case.columns, case.p * case.d).T}
+    return {"out": first @ (b2.swapaxes(1, 2) @ a2).reshape(len(a2), case.p * case.d).T}
 
 
 def bound(case: Case, dtype: str) -> float:

@@ -47,6 +47,7 @@ class Case:
         return rows + self.d * self.p * sums * (1 + self.directions) + self.samples * (1 + self.directions) * sums
 
 
+# fmt: off
 CASES = [
     # Degenerate and tiny.
     Case(0, 4, 3, 2, 1), Case(2, 0, 3, 2, 1), Case(2, 3, 0, 2, 1), Case(2, 3, 4, 0, 1), Case(1, 1, 1, 1, 1),
@@ -66,25 +67,27 @@ LARGE = [
     # Long tokens (several passes of the packed panels), and the sizes of the benchmark.
     Case(1, 4096, 40, 70, 1), Case(3, 3000, 33, 29, 1), Case(8, 256, 768, 3072, 1), Case(16, 128, 768, 768, 1),
 ]
+# fmt: on
 
 
-def inputs(case: Case, dtype: str, seed: int = 0) -> dict[str, Any]:
+def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     """a, b, D and a starting weight_grad, as float64 values that `dtype` represents exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.d, case.p])
-    a = case.scale * rng.standard_normal((case.samples, case.tokens, case.d))
-    b = case.scale * rng.standard_normal((case.samples, case.tokens, case.p))
-    D = rng.standard_normal((case.directions, case.p, case.d)) if case.directions else None
+    sizes = (case.samples, case.tokens)
+    a, b = (layouts.rounded(case.scale * rng.standard_normal((*sizes, n)), dtype) for n in (case.d, case.p))
+    D = layouts.rounded(rng.standard_normal((case.directions, case.p, case.d)), dtype) if case.directions else None
     start = rng.standard_normal((case.p, case.d))
-    rounded: list[Any] = [None if x is None else layouts.rounded(x, dtype) for x in (a, b, D)]
     if case.layout == "expanded" and case.samples:  # stride 0 over samples
-        rounded[0] = np.broadcast_to(rounded[0][:1], a.shape).copy()
-    return {"a": rounded[0], "b": rounded[1], "D": rounded[2], "weight_grad": layouts.rounded(start, "float32")}
+        a = np.broadcast_to(a[:1], a.shape).copy()
+    return {"a": a, "b": b, "D": D, "weight_grad": layouts.rounded(start, "float32")}
 
 
-def arrays(case: Case, values: dict[str, Any], make: layouts.Make, dtype: str) -> dict[str, Any]:
+def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -> dict[str, Any]:
     """The values as arrays of a framework, in the layout of the case; weight_grad is the output's starting value."""
     sums = "float64" if dtype == "float64" else "float32"
-    made = {name: None if values[name] is None else make(values[name], dtype, case.layout) for name in ("a", "b", "D")}
+    made = {
+        name: None if x is None else make(x, dtype, case.layout) for name, x in values.items() if name != "weight_grad"
+    }
     D_layout = "contiguous" if case.layout == "expanded" else case.layout
     if values["D"] is not None:
         made["D"] = make(values["D"], sums if case.directions % 2 else dtype, D_layout)
@@ -102,10 +105,9 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     return {"weight_grad": weight_grad, "norms2": norms2, "dots": dots}
 
 
-def scales(case: Case, values: dict[str, Any]) -> dict[str, F64]:
+def scales(case: Case, values: layouts.Values) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
-    absolute: dict[str, Any] = {name: None if x is None else np.abs(x) for name, x in values.items()}
-    a, b, D, start = (absolute[k] for k in ("a", "b", "D", "weight_grad"))
+    a, b, D, start = (layouts.absolute(values)[name] for name in ("a", "b", "D", "weight_grad"))
     gradients = np.einsum("itp,itd->ipd", b, a, optimize=True)
     return {
         "weight_grad": gradients.sum(0) + (start if case.accumulate else 0),

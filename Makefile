@@ -1,0 +1,69 @@
+# make setup | demo | test | lint | bench | wheel | wheel-matrix | clean
+#
+# Needs Python >= 3.10 (3.11 is what the pins are tested with), a C++20 compiler and make; CMake and Ninja come with
+# the build. CUDA is built when nvcc is found. Where the package index serves torch with CUDA only, name one with CPU
+# wheels: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+
+SHELL := /bin/bash
+START := $(shell date +%s)
+PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12 python3.10; do \
+	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+TORCH := torch==2.13.0
+BIN := .venv/bin
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python triton_kernels -type f -not -name '*.pyc' 2>/dev/null)
+CPP := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+
+say_time = @echo "make $@: $$(( $$(date +%s) - $(START) )) s"
+
+.PHONY: setup demo test lint bench wheel wheel-matrix clean
+
+setup: .venv/dev
+
+.venv/python:
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.10 with ensurepip was found; name one: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# The developer's environment holds all that the demo needs.
+.venv/dev: $(SOURCES) | .venv/python
+	$(BIN)/python -m pip install -q $(TORCH) '.[dev]'
+	@touch $@ .venv/demo
+
+.venv/demo: $(SOURCES) | .venv/python
+	$(BIN)/python -m pip install -q $(TORCH) '.[torch,report]'
+	@touch $@
+
+demo: .venv/demo
+	$(BIN)/python examples/in_run_shapley.py --out demo-output
+	$(say_time)
+
+test: setup
+	$(BIN)/python -m pytest
+	$(say_time)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-columns=min,median
+
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+# One wheel under several torch versions. Those without a CPU build in the index bring several GB of CUDA packages.
+TORCHES := 2.10.0 2.13.0
+wheel-matrix: wheel
+	@for version in $(TORCHES); do \
+		place=build/torch-$$version; \
+		$(PYTHON) -m venv $$place && \
+		$$place/bin/python -m pip install -q torch==$$version pytest pytest-benchmark && \
+		$$place/bin/python -m pip install -q --force-reinstall --no-deps dist/*.whl && \
+		$$place/bin/python -m pytest -q tests/test_rooms.py || exit 1; \
+	done
+
+clean:
+	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

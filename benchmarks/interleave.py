@@ -1,0 +1,39 @@
+"""Times callables against each other: machines drift by more than kernels differ, alternating rounds drift together."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+CACHE_BYTES = 256 << 20
+
+
+def interleaved(
+    benchmark: Any, ours: Callable[[], Any], rivals: Mapping[str, Callable[[], Any]], *, rounds: int, cold: bool
+) -> dict[str, float]:
+    """Median seconds of "ours" and of every rival, all called once per round.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; `ours` is what its own table shows.
+        ours: What is benchmarked.
+        rivals: Name -> what it is compared with.
+        rounds: How often each is called, after two rounds that are not counted.
+        cold: Evict the caches before every call. Otherwise each call finds what the one before it has left there.
+    """
+    memory = np.ones(CACHE_BYTES // 8 if cold else 0)
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+
+    def before_ours() -> None:
+        for name, rival in rivals.items():
+            np.add(memory, 1, out=memory)
+            started = time.perf_counter()
+            rival()
+            seconds[name].append(time.perf_counter() - started)
+        np.add(memory, 1, out=memory)
+
+    benchmark.pedantic(ours, setup=before_ours, rounds=rounds, warmup_rounds=2)
+    return {"ours": benchmark.stats.stats.median} | {name: statistics.median(s[2:]) for name, s in seconds.items()}

@@ -1,0 +1,66 @@
+"""The commands, and how their findings are drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ghostgram import _dispatch
+from ghostgram.cli import doctor as examination
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Per-sample gradient statistics.")
+
+
+@app.callback()
+def _command_group() -> None:
+    """Keeps `doctor` a subcommand while it is the only one."""
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.001, help="How long each roof is measured.")] = 0.5,
+) -> None:
+    """Shows what is installed, which kernels run here, whether they are right, and the machine's measured roofs.
+
+    Exits with 1 when a self-check fails.
+    """
+    report = examination.examine(seconds)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(report), indent=2))
+    else:
+        _draw(report, Console())
+    raise typer.Exit(0 if report.healthy else 1)
+
+
+def _draw(report: examination.Report, console: Console) -> None:
+    facts = Table.grid(padding=(0, 2))
+    for name, found in report.versions.items():
+        facts.add_row(name, found or "[dim]not installed[/]")
+    facts.add_row("processor", report.processor)
+    facts.add_row("instructions", f"{report.isa} [dim](built: {', '.join(report.isas_built)})[/]")
+    facts.add_row("threads", str(report.threads))
+    facts.add_row("CUDA", f"{report.cuda}; devices here: {report.cuda_devices}")
+    console.print(facts)
+
+    backends = Table("op", *_dispatch.BACKENDS, title="Backends", title_justify="left")
+    for op, row in report.backends.items():
+        backends.add_row(op, *("[green]ready[/]" if why is None else f"[dim]{escape(why)}[/]" for why in row.values()))
+    console.print(backends)
+
+    checks = Table("op", "backend", "cases", "worst error / bound", "", title="Self-check", title_justify="left")
+    for check in report.checks:
+        verdict = "[green]right[/]" if check.passed else "[red]WRONG[/]"
+        checks.add_row(check.op, check.backend, str(check.cases), f"{check.worst:.3f}", verdict)
+    console.print(checks)
+
+    roofs = Table("dtype", "GFLOP/s", "read GB/s", "copy GB/s", title="Measured roofs", title_justify="left")
+    for dtype, roof in report.roofs.items():
+        roofs.add_row(dtype, *(f"{rate / 1e9:.1f}" for rate in (roof.flops, roof.read, roof.copy)))
+    console.print(roofs)

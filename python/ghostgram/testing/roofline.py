@@ -1,0 +1,52 @@
+"""What this machine can do at best, measured with the kernels' own build, and how near to it a kernel comes."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+MEMORY_BYTES = 256 << 20
+"""Far above the last-level cache's share of one process, or the cache is what gets measured."""
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """Rates per second, medians, on all threads of the pool."""
+
+    flops: float
+    """Fused multiply-adds out of registers; each counts two."""
+    read: float
+    """Bytes read."""
+    copy: float
+    """Bytes read plus bytes written."""
+
+
+def measure(seconds: float = 0.5, dtype: str = "float32", memory_bytes: int = MEMORY_BYTES) -> Roofs:
+    """Measures the roofs, each for `seconds`.
+
+    float32 is also the roof of bfloat16 and float16 kernels that widen before they multiply, as the CPU's do.
+    """
+    from ghostgram import _C
+
+    # Written to, because pages never touched are all one page of zeros, which stays in cache.
+    memory = np.ones(memory_bytes // 4, np.float32)
+    return Roofs(*_C.cpu.roofs(memory, seconds, dtype == "float64"))
+
+
+def percent_of_roof(flops: float, moved: float, seconds: float, roofs: Roofs) -> float:
+    """The least time in which the roofs allow `flops` operations and `moved` bytes, as a percentage of `seconds`."""
+    least = max(flops / roofs.flops, moved / max(roofs.read, roofs.copy))
+    return 100 * least / seconds
+
+
+def processor() -> str:
+    """The processor's own name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
