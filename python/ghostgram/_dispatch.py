@@ -88,6 +88,16 @@ def _candidates(device: str) -> tuple[str, ...]:
     return ("cpu",) if device == "cpu" else ("cuda", "triton")
 
 
+def constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a function that torch.compile shall run instead of trace, its result being a constant of the graph.
+
+    This is torch.compiler.assume_constant_result, for modules that are imported before torch is.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 def runnable(ops: dict[str, str], backend: str, device: str) -> tuple[str, ...]:
     """The keys of the ops that `backend` can run here; all of them where it can run none, for the error to name."""
     names = _candidates(device) if backend == "auto" else (backend,)

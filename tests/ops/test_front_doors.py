@@ -1,5 +1,7 @@
 """What every front door promises: any array type in and the same type out, clear errors, torch sees what it calls."""
 
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -81,6 +83,17 @@ def test_compiles_in_one_graph(door):
     compiled = torch.compile(DOORS[door], fullgraph=True, backend="aot_eager")
     for got, eager in zip(results(compiled(inputs)), results(DOORS[door](inputs)), strict=True):
         assert torch.equal(got, eager)
+
+
+def test_the_first_call_may_be_compiled():
+    """Even where ghostgram was imported before torch, so that no op is registered yet."""
+    program = """
+import ghostgram, torch
+a, b = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
+norms = torch.compile(ghostgram.grad_norms, fullgraph=True, backend="aot_eager")(a, b)
+assert torch.equal(norms, ghostgram.grad_norms(a, b))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def op_samples():

@@ -30,8 +30,6 @@ def register() -> None:
 
     if not _libraries:
         _libraries.append(torch.library.Library("ghostgram", "DEF"))  # type: ignore[no-untyped-call]
-        # Which kernels this installation has does not change: torch.compile need not trace how it is found out.
-        torch.compiler.assume_constant_result(_dispatch.runnable)  # type: ignore[no-untyped-call]
     for name, (schema, compute, outputs) in _defined.items():
         if name in _registered:
             continue
@@ -43,12 +41,18 @@ def register() -> None:
         _registered[name] = getattr(torch.ops.ghostgram, name).default
 
 
+@_dispatch.constant
+def _ensure_registered(name: str) -> None:
+    """On its own, because the first call of all may be one that torch.compile traces."""
+    if name not in _registered:
+        register()
+
+
 def call(name: str, *args: Any) -> Any:
     """Runs the op `name`: through torch.ops for torch tensors, directly for every other array type."""
     like = args[0]
     if _arrays.is_torch(like):
-        if name not in _registered:
-            register()
+        _ensure_registered(name)
         return _registered[name](*args)
     results = _defined[name][1](*args)
     return (
