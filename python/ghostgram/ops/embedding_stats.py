@@ -61,9 +61,7 @@ def embedding_stats(
     return EmbeddingStats(norms, dots[:, 0] if single else dots)
 
 
-def checked(
-    ids: Array, b: Array, D: Array | None, padding_idx: int | None
-) -> tuple[Array, Array, Array | None, bool]:
+def checked(ids: Array, b: Array, D: Array | None, padding_idx: int | None) -> tuple[Array, Array, Array | None, bool]:
     """(B,T), (B,T,E), (K,V,E), and whether D came as a single (V,E); or a clear error."""
     _arrays.same_framework(ids=ids, b=b, D=D)
     if _arrays.dtype_name(ids) not in ("int32", "int64"):
@@ -82,9 +80,7 @@ def checked(
     return ids, b, *_arrays.directions(D, b, (rows, b.shape[-1]))
 
 
-def outputs(
-    ids: Array, b: Array, D: Array | None, padding_idx: int, norms: bool, backend: str
-) -> tuple[Array, Array]:
+def outputs(ids: Array, b: Array, D: Array | None, padding_idx: int, norms: bool, backend: str) -> tuple[Array, Array]:
     """The arrays that `compute` fills: (B,), (B, K); norms that are not wanted have no element."""
     dtype, samples = _arrays.sum_dtype(b), ids.shape[0]
     return (
@@ -93,9 +89,7 @@ def outputs(
     )
 
 
-def compute(
-    ids: Array, b: Array, D: Array | None, padding_idx: int, norms: bool, backend: str
-) -> tuple[Array, Array]:
+def compute(ids: Array, b: Array, D: Array | None, padding_idx: int, norms: bool, backend: str) -> tuple[Array, Array]:
     """norms^2 and dots of checked inputs."""
     out = outputs(ids, b, D, padding_idx, norms, backend)
     b, D = (None if x is None else _arrays.unit_inner_stride(x) for x in (b, D))

@@ -8,9 +8,7 @@ from ghostgram.ops import _torch
 from ghostgram.ops.cost_model import DIRECTIONS_AT_ONCE, choose_way
 
 
-def grad_gram(
-    a: Array, b: Array, a2: Array | None = None, b2: Array | None = None, *, backend: str = "auto"
-) -> Array:
+def grad_gram(a: Array, b: Array, a2: Array | None = None, b2: Array | None = None, *, backend: str = "auto") -> Array:
     r"""Gram matrix of the per-sample weight gradients of a linear layer.
 
     For inputs `a` and output gradients `b` of a layer `y = x W^T`, and a second batch of both (the same one if not
@@ -88,9 +86,7 @@ def _materialised(a: Array, b: Array, a2: Array, b2: Array, backend: str, *, sym
     return _arrays.mirrored(gram) if symmetric else gram
 
 
-def outputs(
-    a: Array, b: Array, a2: Array | None, b2: Array | None, diagonal: bool, backend: str
-) -> Array:
+def outputs(a: Array, b: Array, a2: Array | None, b2: Array | None, diagonal: bool, backend: str) -> Array:
     """The array that `compute` fills: (B, B2), or (B,) for the diagonal."""
     samples, others = a.shape[0], (a if a2 is None else a2).shape[0]
     return _arrays.empty(a, (samples,) if diagonal else (samples, others), _arrays.sum_dtype(a))
