@@ -8,7 +8,8 @@
 namespace gg::GG_ISA {
 namespace {
 
-// Tokens added together: the sums are loaded and stored once for all of them, and eight streams feed the prefetchers.
+// Tokens added together: the sums are loaded and stored once for all of them. The next ones are asked for meanwhile:
+// rows are too short for the hardware to get far ahead in them.
 constexpr int together = 4;
 
 // Samples are grouped, or a sample's tokens cut, into about this many tasks.
@@ -111,9 +112,12 @@ private:
 #pragma GCC unroll 4
       for (int k = 0; k < n; ++k) {
         const vec<Acc> y = load_wide(b[k] + c);
+        __builtin_prefetch(b[k] + c + together * s.b_token);
         v += y;
-        if constexpr (with_x)
+        if constexpr (with_x) {
           w += y * ((load_wide(x[k] + c) - mean[k]) * rstd[k]);
+          __builtin_prefetch(x[k] + c + together * s.x_token);
+        }
       }
       store(V + c, v);
       if constexpr (with_x)

@@ -22,7 +22,6 @@ constexpr int group_tiles = 4;
 constexpr int64_t b_panel_bytes = 1 << 20;
 // When there are too few row groups to feed a pool, the columns are cut too.
 constexpr int64_t wanted_tasks = 16;
-constexpr int64_t least_col_tiles = 4;
 constexpr int64_t pack_tokens = 16;
 // Panels stream from L2: asking this many tokens ahead is worth a tenth of the time (hardware prefetch alone lags).
 constexpr int64_t prefetch_tokens = 16;
@@ -72,7 +71,7 @@ public:
     row_tiles = ceil_div(s.p, tile_rows);
     row_groups = ceil_div(s.p, rows_per_group);
     col_tiles = ceil_div(s.d, tile_cols<Acc>);
-    const int64_t cuts = least(ceil_div(wanted_tasks, most(1, row_groups)), most(1, col_tiles / least_col_tiles));
+    const int64_t cuts = most(1, least(ceil_div(wanted_tasks, most(1, row_groups)), col_tiles));
     tiles_per_cut = most(1, ceil_div(col_tiles, cuts));
     col_cuts = ceil_div(col_tiles, tiles_per_cut);
   }

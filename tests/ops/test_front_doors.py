@@ -1,5 +1,7 @@
 """What every front door promises: any array type in and the same type out, clear errors, torch sees what it calls."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,7 @@ def test_the_reference_backend_agrees(door, monkeypatch):
     expected = results(DOORS[door](arrays(dtype=np.float64)))
     for name in ("grad_norms", "grad_dots", "grad_gram", "grad_stats", "embedding_stats", "affine_stats"):
         front = getattr(gg, name)
-        monkeypatch.setattr(gg, name, lambda *args, front=front, **options: front(*args, **options, backend="reference"))
+        monkeypatch.setattr(gg, name, partial(front, backend="reference"))
     for got, truth in zip(results(DOORS[door](arrays(dtype=np.float64))), expected, strict=True):
         np.testing.assert_allclose(got, truth, rtol=1e-12, atol=1e-12)
 
@@ -86,13 +88,19 @@ def op_samples():
     v = arrays(torch.from_numpy)
     half = {name: x.bfloat16() for name, x in v.items() if x.is_floating_point()}
     return {
-        "grad_stats": [(v["a"], v["b"], v["D"], True, True, "auto"), (half["a"], half["b"], None, False, True, "auto")],
+        "grad_stats": [
+            (v["a"], v["b"], v["D"], True, True, "auto"),
+            (half["a"], half["b"], None, False, True, "auto"),
+        ],
         "grad_gram": [
             (v["a"], v["b"], None, None, False, "auto"),
             (v["a"], v["b"], None, None, True, "auto"),
             (half["a"], half["b"], half["a2"], half["b2"], False, "auto"),
         ],
-        "embedding_stats": [(v["ids"], v["b"], v["table"], 2, True, "auto"), (v["ids"], half["b"], None, -1, False, "auto")],
+        "embedding_stats": [
+            (v["ids"], v["b"], v["table"], 2, True, "auto"),
+            (v["ids"], half["b"], None, -1, False, "auto"),
+        ],
         "affine_stats": [
             (v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "auto"),
             (half["b"], None, None, None, None, v["row"], False, "auto"),
@@ -136,14 +144,14 @@ ERRORS = [
     (lambda v: gg.embedding_stats(v["ids"][:2], v["b"]), ValueError, r"^b: expected shape \(2, 5, 'E'\) like ids"),
     (lambda v: gg.embedding_stats(v["ids"], v["b"], v["D"]), ValueError, r"^D: expected shape \(K, 4, 4\)"),
     (lambda v: gg.embedding_stats(v["ids"], v["b"], padding_idx=-1), ValueError, r"^padding_idx: expected None"),
-    (lambda v: gg.embedding_stats(v["ids"] - 9, v["b"]), IndexError, r"^ids: expected 0 <= id, got -\d at sample 0, token 0"),
-    (lambda v: gg.embedding_stats(v["ids"] + 7, v["b"], v["table"]), IndexError, r"^ids: expected 0 <= id < 7, got \d+ at"),
+    (lambda v: gg.embedding_stats(v["ids"] - 9, v["b"]), IndexError, r"^ids: expected 0 <= id, got -\d at sample 0"),
+    (lambda v: gg.embedding_stats(v["ids"] + 7, v["b"], v["table"]), IndexError, r"^ids: expected 0 <= id < 7, got"),
     (lambda v: gg.affine_stats(v["b"], v["x"][:2]), ValueError, r"^x: expected shape \(3, 5, 4\) like b"),
     (lambda v: gg.affine_stats(v["b"], v["x"].astype(np.float16)), TypeError, r"^x: expected float32 like b"),
     (lambda v: gg.affine_stats(v["b"], v["x"], v["mean"][:2]), ValueError, r"^mean: expected shape \(3, 5\)"),
-    (lambda v: gg.affine_stats(v["b"], v["x"], rstd=v["rstd"].astype(np.float64)), TypeError, r"^rstd: expected float32"),
+    (lambda v: gg.affine_stats(v["b"], v["x"], rstd=v["rstd"].astype(float)), TypeError, r"^rstd: expected float32"),
     (lambda v: gg.affine_stats(v["b"], rstd=v["rstd"]), ValueError, r"^rstd: expected None without x"),
-    (lambda v: gg.affine_stats(v["b"], D_bias=v["row"][:, :3]), ValueError, r"^D_bias: expected shape \(K, 4\) or \(4\)"),
+    (lambda v: gg.affine_stats(v["b"], D_bias=v["row"][:, :3]), ValueError, r"^D_bias: expected shape \(K, 4\)"),
 ]
 
 

@@ -31,7 +31,7 @@ def register() -> None:
     if not _libraries:
         _libraries.append(torch.library.Library("ghostgram", "DEF"))  # type: ignore[no-untyped-call]
         # Which kernels this installation has does not change: torch.compile need not trace how it is found out.
-        torch.compiler.assume_constant_result(_dispatch.runnable)
+        torch.compiler.assume_constant_result(_dispatch.runnable)  # type: ignore[no-untyped-call]
     for name, (schema, compute, outputs) in _defined.items():
         if name in _registered:
             continue

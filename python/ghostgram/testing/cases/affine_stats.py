@@ -1,4 +1,4 @@
-"""Cases of affine_stats: LayerNorm (mean and rstd), RMSNorm (rstd), a plain scale, a bias alone; many or few samples."""
+"""Cases of affine_stats: LayerNorm (mean and rstd), RMSNorm (rstd), a plain scale, a bias; many or few samples."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ CASES = [
     # Degenerate and tiny.
     Case(0, 4, 3, 1), Case(2, 0, 3, 1), Case(2, 3, 0, 1), Case(1, 1, 1, 1), Case(3, 5, 4, 0), Case(0, 4, 3, 0, "bias"),
     # Every kind of layer; one off the four tokens taken together and the edges of vectors.
-    Case(3, 4, 15, 1), Case(3, 5, 16, 2, "rms"), Case(2, 3, 17, 1, "scale"), Case(3, 7, 31, 3, "bias"), Case(3, 8, 33, 1),
+    Case(3, 4, 15, 1), Case(3, 5, 16, 2, "rms"), Case(2, 3, 17, 1, "scale"), Case(3, 7, 31, 3, "bias"),
+    Case(3, 8, 33, 1),
     Case(5, 13, 101, 2), Case(2, 9, 63, 1, "rms"), Case(2, 6, 1025, 1), Case(2, 6, 1031, 1, "bias"),
     # One sample, a few with long tokens (cut), more than 64 (grouped).
     Case(1, 1, 37, 1), Case(1, 257, 19, 1), Case(2, 4099, 5, 1, "rms"), Case(65, 2, 20, 1), Case(131, 3, 9, 2, "scale"),

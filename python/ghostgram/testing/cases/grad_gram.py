@@ -59,7 +59,8 @@ class Case:
 CASES = [
     # Degenerate and tiny.
     Case(0, 4, 3, 2), Case(2, 0, 3, 2), Case(2, 3, 0, 2), Case(2, 3, 4, 0), Case(1, 1, 1, 1), Case(1, 1, 1, 1, (1, 1)),
-    Case(0, 4, 3, 2, diagonal=True), Case(2, 0, 3, 2, diagonal=True), Case(3, 2, 5, 4, (0, 2)), Case(3, 2, 5, 4, (2, 0)),
+    Case(0, 4, 3, 2, diagonal=True), Case(2, 0, 3, 2, diagonal=True), Case(3, 2, 5, 4, (0, 2)),
+    Case(3, 2, 5, 4, (2, 0)),
     Case(0, 2, 5, 4, (3, 2)), Case(1, 1, 1, 1, diagonal=True),
     # One off the 4-token tile and the edges of vectors; samples that share tiles and that do not.
     Case(5, 1, 15, 17), Case(3, 3, 16, 31), Case(3, 4, 8, 9), Case(2, 5, 7, 33), Case(7, 1, 3, 2, (5, 1)),
@@ -76,7 +77,8 @@ CASES = [
 ]
 
 LARGE = [
-    Case(8, 256, 192, 320), Case(4, 1024, 64, 48, diagonal=True), Case(64, 16, 768, 768), Case(32, 64, 256, 256, (16, 40)),
+    Case(8, 256, 192, 320), Case(4, 1024, 64, 48, diagonal=True), Case(64, 16, 768, 768),
+    Case(32, 64, 256, 256, (16, 40)),
 ]
 # fmt: on
 
