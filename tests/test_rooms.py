@@ -20,5 +20,5 @@ ROOMS = [
 @pytest.mark.parametrize(("op", "backend", "case", "dtype"), ROOMS)
 def test_agrees_with_reference(op, backend, case, dtype, available):
     available(op, backend)
-    worst = error_over_bound(op, case, dtype, backend, layouts.torch_array)
+    worst = error_over_bound(op, case, dtype, backend, layouts.array_for(backend))
     assert max(worst.values()) <= 1, worst

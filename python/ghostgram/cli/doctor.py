@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from ghostgram import _C, _dispatch
 from ghostgram.testing import layouts, roofline
@@ -81,17 +80,9 @@ def self_check(op: str, backend: str) -> Check:
     every = cases_of(op).CASES
     cases = every[:: -(-len(every) // SELF_CHECK_CASES)]
     dtypes = [d for d in cases_of(op).DTYPES if d != "bfloat16" and (on_cpu or d != "float64")]
-    make = layouts.numpy_array if on_cpu else _device_array
+    make = layouts.numpy_array if on_cpu else layouts.array_for(backend)
     ratios = [max(error_over_bound(op, case, dtype, backend, make).values()) for case in cases for dtype in dtypes]
     return Check(op, backend, max(ratios), len(ratios))
-
-
-def _device_array(values: layouts.F64, dtype: str, layout: str) -> Any:
-    """A torch tensor where the GPU backends read it: on the GPU, or in memory under Triton's interpreter."""
-    import torch
-
-    tensor = layouts.torch_array(values, dtype, layout)
-    return tensor.cuda() if torch.cuda.is_available() else tensor
 
 
 def _version(package: str) -> str | None:

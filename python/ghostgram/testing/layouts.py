@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,15 +58,23 @@ def lay_out(x: NDArray[np.generic], layout: str) -> NDArray[np.generic]:
     return window
 
 
-def torch_array(values: F64, dtype: str, layout: str) -> Any:
-    """A torch tensor of these values."""
+def torch_array(values: F64, dtype: str, layout: str, device: str = "cpu") -> Any:
+    """A torch tensor of these values, whose memory lies on the device in the same layout."""
     import torch
 
     laid = lay_out(values, layout)
     memory = _memory(laid)
     offset = (laid.__array_interface__["data"][0] - memory.__array_interface__["data"][0]) // laid.itemsize
     strides = [s // laid.itemsize for s in laid.strides]
-    return torch.from_numpy(memory).to(getattr(torch, dtype)).as_strided(laid.shape, strides, offset)
+    return torch.from_numpy(memory).to(device, getattr(torch, dtype)).as_strided(laid.shape, strides, offset)
+
+
+def array_for(backend: str) -> Make:
+    """How to make the arrays that a backend reads: on the GPU for cuda and triton, where there is one."""
+    import torch
+
+    on_gpu = backend in ("cuda", "triton") and torch.cuda.is_available()
+    return partial(torch_array, device="cuda") if on_gpu else torch_array
 
 
 def numpy_array(values: F64, dtype: str, layout: str) -> Any:
