@@ -163,13 +163,6 @@ private:
 
 } // namespace
 
-void affine_stats(const AffineStats &args) {
-  switch (args.dtype) {
-  case DType::f32: return Kernel<float, float>(args).run();
-  case DType::f64: return Kernel<double, double>(args).run();
-  case DType::bf16: return Kernel<bf16, float>(args).run();
-  default: return Kernel<f16, float>(args).run();
-  }
-}
+void affine_stats(const AffineStats &args) { run_kernel<Kernel>(args); }
 
 } // namespace gg::GG_ISA

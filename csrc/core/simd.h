@@ -147,4 +147,14 @@ template <int width, class In, class Acc> static inline void copy_row(const In *
     store(to + v, load_wide(from + v));
 }
 
+// Runs a room's Kernel<input type, accumulator> for the dtype of its arguments.
+template <template <class, class> class Kernel, class Args> static inline void run_kernel(const Args &args) {
+  switch (args.dtype) {
+  case DType::f32: return Kernel<float, float>(args).run();
+  case DType::f64: return Kernel<double, double>(args).run();
+  case DType::bf16: return Kernel<bf16, float>(args).run();
+  default: return Kernel<f16, float>(args).run();
+  }
+}
+
 } // namespace gg::GG_ISA

@@ -130,13 +130,6 @@ private:
 
 } // namespace
 
-void embedding_stats(const EmbeddingStats &args) {
-  switch (args.dtype) {
-  case DType::f32: return Kernel<float, float>(args).run();
-  case DType::f64: return Kernel<double, double>(args).run();
-  case DType::bf16: return Kernel<bf16, float>(args).run();
-  default: return Kernel<f16, float>(args).run();
-  }
-}
+void embedding_stats(const EmbeddingStats &args) { run_kernel<Kernel>(args); }
 
 } // namespace gg::GG_ISA

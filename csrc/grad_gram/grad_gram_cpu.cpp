@@ -238,13 +238,6 @@ private:
 
 } // namespace
 
-void grad_gram(const GradGram &args) {
-  switch (args.dtype) {
-  case DType::f32: return Kernel<float, float>(args).run();
-  case DType::f64: return Kernel<double, double>(args).run();
-  case DType::bf16: return Kernel<bf16, float>(args).run();
-  default: return Kernel<f16, float>(args).run();
-  }
-}
+void grad_gram(const GradGram &args) { run_kernel<Kernel>(args); }
 
 } // namespace gg::GG_ISA
