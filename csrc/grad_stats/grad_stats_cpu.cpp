@@ -15,7 +15,7 @@ template <class Acc> constexpr int tile_cols = tile_vectors * lanes<Acc>;
 
 // A block of tokens of both panels takes half of a 48 KiB L1, a third of the tiles beside it.
 template <class Acc>
-constexpr int64_t block_tokens = (24 << 10) / (int64_t(sizeof(Acc)) * (tile_rows + tile_cols<Acc>));
+constexpr int64_t block_tokens = (20 << 10) / (int64_t(sizeof(Acc)) * (tile_rows + tile_cols<Acc>));
 
 // A task owns up to `group_tiles` row tiles: its panels of b stay in L2 while all of a streams past them.
 constexpr int group_tiles = 4;
@@ -23,19 +23,19 @@ constexpr int64_t b_panel_bytes = 1 << 20;
 // When there are too few row groups to feed a pool, the columns are cut too.
 constexpr int64_t wanted_tasks = 16;
 constexpr int64_t pack_tokens = 16;
-// Panels stream from L2: asking this many tokens ahead is worth a tenth of the time (hardware prefetch alone lags).
-constexpr int64_t prefetch_tokens = 16;
 
-// acc += sum_t b_t a_t^T; `a` is a [tokens][tile_cols] panel, `b` a [tokens][tile_rows] one.
-template <class Acc>
-inline void tile_product(const Acc *__restrict a, const Acc *__restrict b, int64_t tokens,
-                         vec<Acc> (&acc)[tile_rows][tile_vectors]) {
+// acc += sum_t b_t a_t^T; `a` is a [tokens][tile_cols] panel, `b` a [tokens][tile_rows] one. Meanwhile the panel of b
+// that comes next is fetched into L1, and, where `next_a` is given, the panel of a.
+template <class Acc, bool fetch_a>
+inline void tile_product(const Acc *__restrict a, const Acc *__restrict b, const Acc *next_a, const Acc *next_b,
+                         int64_t tokens, vec<Acc> (&acc)[tile_rows][tile_vectors]) {
   for (int64_t t = 0; t < tokens; ++t) {
     vec<Acc> x[tile_vectors];
-    __builtin_prefetch(b + (t + prefetch_tokens) * tile_rows);
+    __builtin_prefetch(next_b + t * tile_rows);
+    if constexpr (fetch_a)
 #pragma GCC unroll 4
-    for (int v = 0; v < tile_vectors; ++v)
-      __builtin_prefetch(a + (t + prefetch_tokens) * tile_cols<Acc> + v * lanes<Acc>);
+      for (int v = 0; v < tile_vectors; ++v)
+        __builtin_prefetch(next_a + t * tile_cols<Acc> + v * lanes<Acc>);
 #pragma GCC unroll 4
     for (int v = 0; v < tile_vectors; ++v)
       x[v] = load(a + t * tile_cols<Acc> + v * lanes<Acc>);
@@ -168,37 +168,47 @@ private:
         load_directions(row, rows, col, cols, directions);
         load_weight_grad(row, rows, col, cols, pass > 0 || s.accumulate, weight_grad);
         for (int64_t j = 0; j < tiles; ++j)
-          for (int64_t i = pass; i < last; ++i)
-            sample_tile(a_panel(i, block + j), b_panel(i, row / tile_rows), ceil_div(rows, tile_rows), unfinished,
+          for (int64_t i = pass; i < last; ++i) {
+            const int64_t next = i + 1 < last ? i + 1 : pass, next_j = i + 1 < last ? j : j + 1;
+            sample_tile(a_panel(i, block + j), b_panel(i, row / tile_rows), a_panel(next, block + next_j),
+                        b_panel(next, row / tile_rows), ceil_div(rows, tile_rows), unfinished,
                         weight_grad + j * tile_cols<Acc>, directions + j * tile_cols<Acc>, partial(task, i));
+          }
         store_weight_grad(row, rows, col, cols, weight_grad);
       }
     }
   }
 
   // One sample's tiles in one row group and one column tile. Long samples go by blocks of tokens, so that the block of
-  // `a` stays in L1 for all row tiles; between blocks the sums wait in `unfinished`.
-  void sample_tile(const Acc *a, const Acc *b, int64_t tiles, Acc *unfinished, Acc *weight_grad, const Acc *directions,
-                   double *sums) const {
+  // `a` stays in L1 for all row tiles; between blocks the sums wait in `unfinished`. `next_a` and `next_b` are the
+  // panels of the next sample.
+  void sample_tile(const Acc *a, const Acc *b, const Acc *next_a, const Acc *next_b, int64_t tiles, Acc *unfinished,
+                   Acc *weight_grad, const Acc *directions, double *sums) const {
     for (int64_t t = 0; t < s.tokens || t == 0; t += tokens_per_block) {
       const int64_t tokens = least(tokens_per_block, s.tokens - t);
+      const bool finished = t + tokens >= s.tokens;
       for (int64_t k = 0; k < tiles; ++k) {
         const int64_t at = Block<Acc>::row(k * tile_rows);
+        const Acc *block = a + t * tile_cols<Acc>, *b_block = b + (k * s.tokens + t) * tile_rows;
         vec<Acc> acc[tile_rows][tile_vectors];
 #pragma GCC unroll 16
         for (int r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 4
           for (int v = 0; v < tile_vectors; ++v)
             acc[r][v] = t ? load(unfinished + at + Block<Acc>::row(r) + v * lanes<Acc>) : vec<Acc>{};
-        tile_product<Acc>(a + t * tile_cols<Acc>, b + (k * s.tokens + t) * tile_rows, tokens, acc);
-        if (t + tokens < s.tokens)
+        if (k + 1 < tiles)
+          tile_product<Acc, false>(block, b_block, nullptr, b_block + s.tokens * tile_rows, tokens, acc);
+        else
+          tile_product<Acc, true>(block, b_block, finished ? next_a : block + tokens * tile_cols<Acc>,
+                                  finished ? next_b : b + (t + tokens) * tile_rows, tokens, acc);
+        if (finished)
+          finish_tile(acc, weight_grad + at, directions + at, sums);
+        else
 #pragma GCC unroll 16
           for (int r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 4
             for (int v = 0; v < tile_vectors; ++v)
               store(unfinished + at + Block<Acc>::row(r) + v * lanes<Acc>, acc[r][v]);
-        else
-          finish_tile(acc, weight_grad + at, directions + at, sums);
       }
     }
   }
