@@ -379,6 +379,20 @@ def test_ledger_follows_the_loss():
     assert 3.5 < residuals[0] / residuals[1] < 4.5
 
 
+def test_looking_at_the_ledger_leaves_a_step_open():
+    """Before the optimizer's step there is no row yet, and the step's values are not lost."""
+    model = Small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(7, 2)))
+    with shapley.step(ids=range(5)):
+        mse(model, regression(5, 1)).backward()
+        assert len(shapley.ledger()) == 0
+    assert len(shapley.ledger()) == 0
+    optimizer.step()
+    assert [row["skipped"] for row in shapley.ledger().to_pylist()] == [False]
+    assert phis(shapley).all()
+
+
 def test_validation_leaves_no_trace():
     model = nn.Sequential(Small(), nn.Dropout(0.5))
     model[0].norm.eval()

@@ -186,9 +186,11 @@ class InRunShapley:
     def ledger(self) -> Any:
         """Predicted and measured change of each validation loss, step by step: a pyarrow.Table.
 
-        Closes the last step by measuring its validation losses, if the optimizer has stepped since.
+        Closes the last step by measuring its validation losses, if the optimizer has taken it. A step that waits for the
+        optimizer stays open, and has no row yet.
         """
-        self._finish_step()
+        if self._step is not None and self._step.row is not None:
+            self._finish_step()
         return self._ledger.read()
 
     def coverage(self) -> Coverage:
