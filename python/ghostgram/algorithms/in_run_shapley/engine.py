@@ -158,7 +158,7 @@ class InRunShapley:
             else:
                 with self.samples(ids):
                     yield
-            self._close_backward()
+            self._close_backward(opened)
         except BaseException:
             self._step = None  # a half-scored step is dropped whole
             raise
@@ -186,8 +186,8 @@ class InRunShapley:
     def ledger(self) -> Any:
         """Predicted and measured change of each validation loss, step by step: a pyarrow.Table.
 
-        Closes the last step by measuring its validation losses, if the optimizer has taken it. A step that waits for the
-        optimizer stays open, and has no row yet.
+        Closes the last step by measuring its validation losses, if the optimizer has taken it. A step that still waits
+        for the optimizer stays open, and has no row yet.
         """
         if self._step is not None and self._step.row is not None:
             self._finish_step()
@@ -233,17 +233,20 @@ class InRunShapley:
                 history += torch.stack([_dot(g[parameter], h) for g in gradients]).cpu()
         return directions, history
 
-    def _close_backward(self) -> None:
+    def _close_backward(self, step: _Step) -> None:
         """After the last backward of the step: what the gradients are before anything scales them."""
-        step = self._open()
         if not step.microbatches:
             raise RuntimeError("no samples were scored in this step: pass ids to step(), or use samples(ids) inside it")
         step.record = GradientRecord(self._groups)
         if step.directions is not None:
-            self._check_sums([m.dots for m in step.microbatches], step.directions, {})
+            self._check_sums([m.dots for m in step.microbatches], step.directions, step.record, {})
 
     def _check_sums(
-        self, dots: list[dict[nn.Parameter, Tensor]], directions: Directions, scales: Mapping[nn.Parameter, float]
+        self,
+        dots: list[dict[nn.Parameter, Tensor]],
+        directions: Directions,
+        record: GradientRecord,
+        scales: Mapping[nn.Parameter, float],
     ) -> None:
         """sum_i <g_i, D_w> = <G_w, D_w>, parameter by parameter: catches a use of a weight that no tap saw.
 
@@ -257,7 +260,7 @@ class InRunShapley:
             expected = torch.stack([_dot(parameter.grad, d) for d in D]) / scale
             taken = [d[parameter].double() for d in dots if parameter in d]
             total = torch.stack([t.sum(0) for t in taken]).sum(0) if taken else torch.zeros_like(expected)
-            size = parameter.grad.norm().double() / scale * D.flatten(1).norm(dim=1).double()
+            size = record.norm(parameter) * D.flatten(1).norm(dim=1).double()
             tolerance = 1e-2 if parameter in self._taps.rounded else 1e-4
             if bool(((total - expected).abs() > tolerance * size).any()):
                 raise RuntimeError(
@@ -284,7 +287,7 @@ class InRunShapley:
             present = {p: p.grad for p in self._groups if p.grad is not None}
             directions, step.history = self._linearised(step.gradients, present)
             v_state, dots = "post", [Taps.contract(m.late, directions) for m in step.microbatches]
-            self._check_sums(dots, directions, scales)
+            self._check_sums(dots, directions, step.record, scales)
         phis = [-torch.stack([scales.get(p, 1.0) * d.double() for p, d in each.items()]).sum(0).cpu() for each in dots]
         clip = min(scales.values(), default=1.0)
         self._log_samples(step, phis, clip, v_state, skipped=False)
@@ -347,10 +350,6 @@ class InRunShapley:
             }
         )
         # fmt: on
-
-    def _open(self) -> _Step:
-        assert self._step is not None
-        return self._step
 
 
 def _integers(ids: Tensor | Sequence[int]) -> list[int]:

@@ -23,6 +23,10 @@ class GradientRecord:
         present = [p for p in parameters if p.grad is not None]
         self._before = dict(zip(present, _norms(present), strict=True))
 
+    def norm(self, parameter: nn.Parameter) -> float:
+        """The 2-norm of a parameter's gradient as backward left it; 0 where it has none."""
+        return self._before[parameter].norm if parameter in self._before else 0.0
+
     def scales(self, names: Mapping[nn.Parameter, str]) -> dict[nn.Parameter, float]:
         """parameter -> the factor between the gradient that the optimizer reads and that of backward."""
         scales = dict.fromkeys(self._before, 1.0)
