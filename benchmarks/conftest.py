@@ -19,24 +19,17 @@ RESULTS = Path(__file__).parent / "results"
 LINES = pytest.StashKey[list[str]]()
 
 
-@pytest.fixture(scope="session")
-def roofs() -> roofline.Roofs:
-    """This machine's float32 roofs."""
-    return roofline.measure()
+@pytest.fixture
+def roofs(request: pytest.FixtureRequest) -> roofline.Roofs:
+    """This machine's roofs for the benchmark's `dtype` (float32 if it has none), measured right before it runs."""
+    return roofline.measure(0.2, request.node.callspec.params.get("dtype", "float32"))
 
 
 @pytest.fixture(scope="module")
-def record(request: pytest.FixtureRequest, roofs: roofline.Roofs) -> Iterator[Callable[..., None]]:
-    """A function that shows a row; when the file is through, all rows are written to results/<device>.json."""
+def rows(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
+    """What the benchmarks of a file have recorded; when the file is through, it is written to results/<device>.json."""
     rows: list[dict[str, Any]] = []
-    lines = request.config.stash.setdefault(LINES, [])
-
-    def add(**row: Any) -> None:
-        rows.append(row)
-        cells = (f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items())
-        lines.append("  ".join(cells))
-
-    yield add
+    yield rows
     device = roofline.processor()
     path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
     found = json.loads(path.read_text()) if path.exists() else {}
@@ -45,11 +38,23 @@ def record(request: pytest.FixtureRequest, roofs: roofline.Roofs) -> Iterator[Ca
         "isa": _C.isa(),
         "threads": _C.num_threads(),
         "versions": {name: version(name) for name in ("ghostgram", "numpy", "torch")},
-        "roofs": dataclasses.asdict(roofs),
         "rows": rows,
     }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest, rows: list[dict[str, Any]], roofs: roofline.Roofs) -> Callable[..., None]:
+    """A function that shows a row and keeps it, together with the roofs it was measured under."""
+
+    def add(**row: Any) -> None:
+        row |= {f"{name}_roof": rate / 1e9 for name, rate in dataclasses.asdict(roofs).items()}
+        rows.append(row)
+        cells = (f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items())
+        request.config.stash.setdefault(LINES, []).append("  ".join(cells))
+
+    return add
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -18,10 +18,11 @@ endfunction()
 
 # The same CPU source is compiled once per instruction set; core/isa.h chooses among them at run time.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(GHOSTGRAM_ISAS baseline avx2 avx512)
+  set(GHOSTGRAM_ISAS baseline avx2 avx512 avx512bf16)
   set(GHOSTGRAM_FLAGS_baseline "")
   set(GHOSTGRAM_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(GHOSTGRAM_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
+  set(GHOSTGRAM_FLAGS_avx512bf16 ${GHOSTGRAM_FLAGS_avx512} -mavx512bf16)
 else()
   set(GHOSTGRAM_ISAS baseline)
   set(GHOSTGRAM_FLAGS_baseline "")

@@ -5,12 +5,14 @@
 
 namespace gg {
 
+constexpr const char *names[] = {"baseline", "avx2", "avx512", "avx512bf16"};
+
 static Isa best() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     return Isa::avx2;
 #endif
@@ -22,8 +24,10 @@ static Isa chosen() {
   const char *wish = std::getenv("GHOSTGRAM_ISA");
   if (!wish)
     return most;
-  Isa wanted = !std::strcmp(wish, "baseline") ? Isa::baseline : !std::strcmp(wish, "avx2") ? Isa::avx2 : most;
-  return wanted < most ? wanted : most;
+  for (int i = 0; i <= static_cast<int>(most); ++i)
+    if (!std::strcmp(wish, names[i]))
+      return static_cast<Isa>(i);
+  return most;
 }
 
 Isa isa() {
@@ -31,9 +35,6 @@ Isa isa() {
   return answer;
 }
 
-const char *isa_name() {
-  constexpr const char *names[] = {"baseline", "avx2", "avx512"};
-  return names[static_cast<int>(isa())];
-}
+const char *isa_name() { return names[static_cast<int>(isa())]; }
 
 } // namespace gg

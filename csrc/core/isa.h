@@ -3,9 +3,9 @@
 
 namespace gg {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, avx512bf16 };
 
-// The best set that the processor has and the build contains; GHOSTGRAM_ISA=baseline|avx2|avx512 lowers it.
+// The best set that the processor has and the build contains; GHOSTGRAM_ISA=<one of them> lowers it.
 Isa isa();
 const char *isa_name();
 
@@ -23,8 +23,12 @@ const char *isa_name();
   namespace gg::avx512 {                                                                                               \
   void op(const Args &);                                                                                               \
   }                                                                                                                    \
+  namespace gg::avx512bf16 {                                                                                           \
+  void op(const Args &);                                                                                               \
+  }                                                                                                                    \
   void gg::op##_cpu(const Args &args) {                                                                                \
     switch (isa()) {                                                                                                   \
+    case Isa::avx512bf16: return avx512bf16::op(args);                                                                 \
     case Isa::avx512: return avx512::op(args);                                                                         \
     case Isa::avx2: return avx2::op(args);                                                                             \
     default: return baseline::op(args);                                                                                \

@@ -47,6 +47,15 @@ template <class T> static inline T sum_lanes(vec<T> v) {
   return x[0];
 }
 
+// Adds neighbouring halves of x to the lanes of a float64 sum.
+static inline void add_wide(vec<double> &sum, vec<double> x) { sum += x; }
+static inline void add_wide(vec<double> &sum, vec<float> x) {
+  typedef float half __attribute__((vector_size(vector_bytes / 2)));
+  half h[2];
+  std::memcpy(h, &x, sizeof x);
+  sum += __builtin_convertvector(h[0], vec<double>) + __builtin_convertvector(h[1], vec<double>);
+}
+
 // 0, 1, ..., n - 1 as a pack of constants, for shuffles.
 template <int... lane> struct Lanes {};
 template <int n, int... lane> struct count_lanes : count_lanes<n - 1, n - 1, lane...> {};
@@ -99,19 +108,18 @@ static inline float widen(f16 x) {
 #endif
 }
 
+// The bits of consecutive elements, one in the lower half of each lane.
+static inline vec<uint32_t> load_bits(const bf16 *p) {
+  typedef uint16_t narrow __attribute__((vector_size(vector_bytes / 2)));
+  narrow n;
+  std::memcpy(&n, p, sizeof n);
+  return __builtin_convertvector(n, vec<uint32_t>);
+}
+
 // lanes<accumulator> consecutive elements, widened.
 static inline vec<float> load_wide(const float *p) { return load(p); }
 static inline vec<double> load_wide(const double *p) { return load(p); }
-static inline vec<float> load_wide(const bf16 *p) {
-  typedef uint16_t narrow __attribute__((vector_size(vector_bytes / 2)));
-  typedef uint32_t wide __attribute__((vector_size(vector_bytes)));
-  narrow n;
-  std::memcpy(&n, p, sizeof n);
-  wide w = __builtin_convertvector(n, wide) << 16;
-  vec<float> f;
-  std::memcpy(&f, &w, sizeof f);
-  return f;
-}
+static inline vec<float> load_wide(const bf16 *p) { return (vec<float>)(load_bits(p) << 16); }
 static inline vec<float> load_wide(const f16 *p) {
 #if defined(__AVX512F__)
   return (vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));

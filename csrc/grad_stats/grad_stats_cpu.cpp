@@ -13,24 +13,51 @@ constexpr int tile_rows = vector_registers == 32 ? 14 : 6;
 constexpr int tile_vectors = 2;
 template <class Acc> constexpr int tile_cols = tile_vectors * lanes<Acc>;
 
-// A block of tokens of both panels takes half of a 48 KiB L1, a third of the tiles beside it.
-template <class Acc>
-constexpr int64_t block_tokens = (20 << 10) / (int64_t(sizeof(Acc)) * (tile_rows + tile_cols<Acc>));
+// What a panel holds, one element per column and step: a token's value, widened to the accumulator's type.
+template <class In, class Acc> struct Panel {
+  using Element = Acc;
+  static constexpr int64_t step_tokens = 1;
+  static vec<Acc> load(const In *from, int64_t, int64_t) { return load_wide(from); }
+  static Acc element(const In *from, int64_t, int64_t) { return widen(*from); }
+  static void multiply_add(vec<Acc> &acc, Acc y, vec<Acc> x) { acc += splat(y) * x; }
+};
+
+#if defined(__AVX512BF16__)
+// Two tokens at a time, side by side: the processor multiplies pairs of bfloat16 and adds both products to a float.
+template <> struct Panel<bf16, float> {
+  using Element = uint32_t;
+  static constexpr int64_t step_tokens = 2;
+  static vec<uint32_t> load(const bf16 *from, int64_t token, int64_t tokens) {
+    const vec<uint32_t> first = load_bits(from);
+    return tokens > 1 ? first | load_bits(from + token) << 16 : first;
+  }
+  static uint32_t element(const bf16 *from, int64_t token, int64_t tokens) {
+    return from->bits | (tokens > 1 ? uint32_t(from[token].bits) << 16 : 0);
+  }
+  static void multiply_add(vec<float> &acc, uint32_t y, vec<uint32_t> x) {
+    acc = (vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)splat(y), (__m512bh)x);
+  }
+};
+#endif
+
+// A block of steps of both panels takes 24 KiB of an L1 that has 32 or 48.
+template <class Element>
+constexpr int64_t block_steps = (24 << 10) / (int64_t(sizeof(Element)) * (tile_rows + tile_cols<Element>));
 
 // A task owns up to `group_tiles` row tiles: its panels of b stay in L2 while all of a streams past them.
 constexpr int group_tiles = 4;
 constexpr int64_t b_panel_bytes = 1 << 20;
 // When there are too few row groups to feed a pool, the columns are cut too.
 constexpr int64_t wanted_tasks = 16;
-constexpr int64_t pack_tokens = 16;
+constexpr int64_t pack_steps = 16;
 
-// acc += sum_t b_t a_t^T; `a` is a [tokens][tile_cols] panel, `b` a [tokens][tile_rows] one. Meanwhile the panel of b
-// that comes next is fetched into L1, and, where `next_a` is given, the panel of a.
-template <class Acc, bool fetch_a>
-inline void tile_product(const Acc *__restrict a, const Acc *__restrict b, const Acc *next_a, const Acc *next_b,
-                         int64_t tokens, vec<Acc> (&acc)[tile_rows][tile_vectors]) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    vec<Acc> x[tile_vectors];
+// acc += sum_t b_t a_t^T; `a` is a [steps][tile_cols] panel, `b` a [steps][tile_rows] one. Meanwhile the panel of b
+// that comes next is fetched into L1, and, where `fetch_a`, the panel of a.
+template <class In, class Acc, bool fetch_a, class Element = typename Panel<In, Acc>::Element>
+inline void tile_product(const Element *__restrict a, const Element *__restrict b, const Element *next_a,
+                         const Element *next_b, int64_t steps, vec<Acc> (&acc)[tile_rows][tile_vectors]) {
+  for (int64_t t = 0; t < steps; ++t) {
+    vec<Element> x[tile_vectors];
     __builtin_prefetch(next_b + t * tile_rows);
     if constexpr (fetch_a)
 #pragma GCC unroll 4
@@ -40,12 +67,10 @@ inline void tile_product(const Acc *__restrict a, const Acc *__restrict b, const
     for (int v = 0; v < tile_vectors; ++v)
       x[v] = load(a + t * tile_cols<Acc> + v * lanes<Acc>);
 #pragma GCC unroll 16
-    for (int r = 0; r < tile_rows; ++r) {
-      const vec<Acc> y = splat(b[t * tile_rows + r]);
+    for (int r = 0; r < tile_rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < tile_vectors; ++v)
-        acc[r][v] += y * x[v];
-    }
+        Panel<In, Acc>::multiply_add(acc[r][v], b[t * tile_rows + r], x[v]);
   }
 }
 
@@ -60,13 +85,16 @@ template <class Acc> struct Block {
 };
 
 template <class In, class Acc> class Kernel {
+  using Element = typename Panel<In, Acc>::Element;
+  static constexpr int64_t step_tokens = Panel<In, Acc>::step_tokens;
+
 public:
-  explicit Kernel(const GradStats &args) : s(args) {
-    tokens_per_block = most(1, ceil_div(s.tokens, most(1, ceil_div(s.tokens, block_tokens<Acc>))));
+  explicit Kernel(const GradStats &args) : s(args), steps(ceil_div(s.tokens, step_tokens)) {
+    steps_per_block = most(1, ceil_div(steps, most(1, ceil_div(steps, block_steps<Element>))));
     rows_per_group = group_tiles * tile_rows;
-    while (rows_per_group > tile_rows && s.tokens * rows_per_group * int64_t(sizeof(Acc)) > b_panel_bytes)
+    while (rows_per_group > tile_rows && steps * rows_per_group * int64_t(sizeof(Element)) > b_panel_bytes)
       rows_per_group -= tile_rows;
-    const int64_t sample_bytes = most(1, s.tokens * rows_per_group * int64_t(sizeof(Acc)));
+    const int64_t sample_bytes = most(1, steps * rows_per_group * int64_t(sizeof(Element)));
     samples_per_pass = most(1, b_panel_bytes / sample_bytes);
     row_tiles = ceil_div(s.p, tile_rows);
     row_groups = ceil_div(s.p, rows_per_group);
@@ -78,22 +106,23 @@ public:
 
   void run() {
     static thread_local Workspace panel_space, partial_space;
-    a_panels = panel_space.get<Acc>(s.samples * s.tokens * (col_tiles * tile_cols<Acc> + row_tiles * tile_rows));
-    b_panels = a_panels + s.samples * s.tokens * col_tiles * tile_cols<Acc>;
+    a_panels = panel_space.get<Element>(s.samples * steps * (col_tiles * tile_cols<Acc> + row_tiles * tile_rows));
+    b_panels = a_panels + s.samples * steps * col_tiles * tile_cols<Acc>;
     const int64_t tasks = row_groups * col_cuts;
-    partials = partial_space.get<double>(tasks * s.samples * (1 + s.directions));
-    const int64_t packs = ceil_div(s.tokens, pack_tokens);
+    partials = partial_space.get<vec<double>>(tasks * s.samples * (1 + s.directions));
+    const int64_t packs = ceil_div(steps, pack_steps);
     parallel_for(2 * s.samples * packs, [=, this](int64_t task) {
-      const int64_t i = task / 2 / packs, first = task / 2 % packs * pack_tokens;
-      const int64_t last = least(s.tokens, first + pack_tokens);
+      const int64_t i = task / 2 / packs, first = task / 2 % packs * pack_steps;
+      const int64_t last = least(steps, first + pack_steps);
       task % 2 ? pack_b(i, first, last) : pack_a(i, first, last);
     });
     parallel_for(tasks, [this](int64_t task) { tile_group(task); });
     for (int64_t i = 0; i < s.samples; ++i)
       for (int64_t q = 0; q <= s.directions; ++q) {
-        double sum = 0;
+        vec<double> sums = {};
         for (int64_t task = 0; task < tasks; ++task)
-          sum += partial(task, i)[q];
+          sums += partial(task, i)[q];
+        const double sum = sum_lanes<double>(sums);
         if (q > 0)
           static_cast<Acc *>(s.dots)[i * s.directions + q - 1] = static_cast<Acc>(sum);
         else if (s.norms2)
@@ -102,37 +131,54 @@ public:
   }
 
 private:
-  double *partial(int64_t task, int64_t i) const { return partials + (task * s.samples + i) * (1 + s.directions); }
-  Acc *a_panel(int64_t i, int64_t tile) const { return a_panels + (i * col_tiles + tile) * s.tokens * tile_cols<Acc>; }
-  Acc *b_panel(int64_t i, int64_t tile) const { return b_panels + (i * row_tiles + tile) * s.tokens * tile_rows; }
+  vec<double> *partial(int64_t task, int64_t i) const { return partials + (task * s.samples + i) * (1 + s.directions); }
+  Element *a_panel(int64_t i, int64_t tile) const { return a_panels + (i * col_tiles + tile) * steps * tile_cols<Acc>; }
+  Element *b_panel(int64_t i, int64_t tile) const { return b_panels + (i * row_tiles + tile) * steps * tile_rows; }
 
-  // Panels are [sample][tile][token][column of the tile]. A pack takes a few tokens across all tiles: token by token it
+  // Panels are [sample][tile][step][column of the tile]. A pack takes a few steps across all tiles: step by step it
   // would touch every panel's page each time, tile by tile every token's.
   void pack_a(int64_t i, int64_t first, int64_t last) const {
-    const In *from = static_cast<const In *>(s.a) + i * s.a_sample;
     for (int64_t j = 0; j < col_tiles; ++j) {
       const int64_t col = j * tile_cols<Acc>, cols = least(tile_cols<Acc>, s.d - col);
+      const In *from = static_cast<const In *>(s.a) + i * s.a_sample + col;
       for (int64_t t = first; t < last; ++t)
-        copy_row<tile_cols<Acc>>(from + t * s.a_token + col, a_panel(i, j) + t * tile_cols<Acc>, cols);
+        pack_step<tile_cols<Acc>, tile_cols<Acc>>(from, s.a_token, t, a_panel(i, j) + t * tile_cols<Acc>, cols);
     }
   }
 
-  // Whole vectors are copied while the row has them: what they spill past a panel's row is overwritten by the next
-  // token, so the last one is copied to measure.
+  // Whole vectors are packed while the row has them: what they spill past a panel's row is overwritten by the next
+  // step, so the last one is packed to measure.
   void pack_b(int64_t i, int64_t first, int64_t last) const {
-    constexpr int64_t whole = ceil_div(tile_rows, lanes<Acc>) * lanes<Acc>;
-    const In *from = static_cast<const In *>(s.b) + i * s.b_sample;
+    constexpr int whole = ceil_div(tile_rows, lanes<Acc>) * lanes<Acc>;
     for (int64_t k = 0; k < row_tiles; ++k) {
       const int64_t row = k * tile_rows;
+      const In *from = static_cast<const In *>(s.b) + i * s.b_sample + row;
       int64_t t = first;
-      Acc *to = b_panel(i, k) + first * tile_rows;
       if (row + whole <= s.p)
-        for (; t + 1 < last; ++t, to += tile_rows)
-          for (int64_t v = 0; v < whole; v += lanes<Acc>)
-            store(to + v, load_wide(from + t * s.b_token + row + v));
-      for (; t < last; ++t, to += tile_rows)
-        copy_padded(from + t * s.b_token + row, to, least(tile_rows, s.p - row), tile_rows);
+        for (; t + 1 < last; ++t)
+          pack_step<whole, whole>(from, s.b_token, t, b_panel(i, k) + t * tile_rows, whole);
+      for (; t < last; ++t)
+        pack_step<whole, tile_rows>(from, s.b_token, t, b_panel(i, k) + t * tile_rows, least(tile_rows, s.p - row));
     }
+  }
+
+  // One step of `n` columns, then zeros up to `padded`. All `width` at once, as it nearly always is, costs a few
+  // cycles.
+  template <int width, int padded>
+  void pack_step(const In *from, int64_t token, int64_t t, Element *to, int64_t n) const {
+    const int64_t left = s.tokens - t * step_tokens;
+    from += t * step_tokens * token;
+    int64_t c = 0;
+    if (n == width)
+#pragma GCC unroll 8
+      for (; c < width; c += lanes<Acc>)
+        store(to + c, Panel<In, Acc>::load(from + c, token, left));
+    for (; c + lanes<Acc> <= n; c += lanes<Acc>)
+      store(to + c, Panel<In, Acc>::load(from + c, token, left));
+    for (; c < n; ++c)
+      to[c] = Panel<In, Acc>::element(from + c, token, left);
+    for (; c < padded; ++c)
+      to[c] = 0;
   }
 
   template <class Dir>
@@ -141,6 +187,16 @@ private:
     std::memset(to + Block<Acc>::row(rows), 0, sizeof(Acc) * Block<Acc>::row(rows_per_group - rows));
     for (int64_t r = 0; r < rows; ++r)
       copy_row<block_cols<Acc>>(from + r * s.D_row, to + Block<Acc>::row(r), cols);
+    if (col + block_cols<Acc> < s.d)
+      fetch_block(from + block_cols<Acc>, s.D_row, rows);
+  }
+
+  // Asks for a block's rows before they are needed: pages apart, they are found by no hardware prefetcher.
+  template <class T> static void fetch_block(const T *from, int64_t row_stride, int64_t rows) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < block_cols<Acc>; c += line)
+        __builtin_prefetch(from + r * row_stride + c, 0, 2);
   }
 
   void load_directions(int64_t row, int64_t rows, int64_t col, int64_t cols, Acc *to) const {
@@ -158,7 +214,7 @@ private:
     Acc *unfinished = tile_space.get<Acc>((2 + s.directions) * Block<Acc>::size);
     Acc *weight_grad = unfinished + Block<Acc>::size, *directions = weight_grad + Block<Acc>::size;
     for (int64_t q = 0; q < s.samples * (1 + s.directions); ++q)
-      partial(task, 0)[q] = 0;
+      partial(task, 0)[q] = vec<double>{};
 
     for (int64_t pass = 0; pass == 0 || pass < s.samples; pass += samples_per_pass) {
       const int64_t last = least(s.samples, pass + samples_per_pass);
@@ -179,17 +235,17 @@ private:
     }
   }
 
-  // One sample's tiles in one row group and one column tile. Long samples go by blocks of tokens, so that the block of
+  // One sample's tiles in one row group and one column tile. Long samples go by blocks of steps, so that the block of
   // `a` stays in L1 for all row tiles; between blocks the sums wait in `unfinished`. `next_a` and `next_b` are the
   // panels of the next sample.
-  void sample_tile(const Acc *a, const Acc *b, const Acc *next_a, const Acc *next_b, int64_t tiles, Acc *unfinished,
-                   Acc *weight_grad, const Acc *directions, double *sums) const {
-    for (int64_t t = 0; t < s.tokens || t == 0; t += tokens_per_block) {
-      const int64_t tokens = least(tokens_per_block, s.tokens - t);
-      const bool finished = t + tokens >= s.tokens;
+  void sample_tile(const Element *a, const Element *b, const Element *next_a, const Element *next_b, int64_t tiles,
+                   Acc *unfinished, Acc *weight_grad, const Acc *directions, vec<double> *sums) const {
+    for (int64_t t = 0; t < steps || t == 0; t += steps_per_block) {
+      const int64_t count = least(steps_per_block, steps - t);
+      const bool finished = t + count >= steps;
       for (int64_t k = 0; k < tiles; ++k) {
         const int64_t at = Block<Acc>::row(k * tile_rows);
-        const Acc *block = a + t * tile_cols<Acc>, *b_block = b + (k * s.tokens + t) * tile_rows;
+        const Element *block = a + t * tile_cols<Acc>, *b_block = b + (k * steps + t) * tile_rows;
         vec<Acc> acc[tile_rows][tile_vectors];
 #pragma GCC unroll 16
         for (int r = 0; r < tile_rows; ++r)
@@ -197,10 +253,10 @@ private:
           for (int v = 0; v < tile_vectors; ++v)
             acc[r][v] = t ? load(unfinished + at + Block<Acc>::row(r) + v * lanes<Acc>) : vec<Acc>{};
         if (k + 1 < tiles)
-          tile_product<Acc, false>(block, b_block, nullptr, b_block + s.tokens * tile_rows, tokens, acc);
+          tile_product<In, Acc, false>(block, b_block, block, b_block + steps * tile_rows, count, acc);
         else
-          tile_product<Acc, true>(block, b_block, finished ? next_a : block + tokens * tile_cols<Acc>,
-                                  finished ? next_b : b + (t + tokens) * tile_rows, tokens, acc);
+          tile_product<In, Acc, true>(block, b_block, finished ? next_a : block + count * tile_cols<Acc>,
+                                      finished ? next_b : b + (t + count) * tile_rows, count, acc);
         if (finished)
           finish_tile(acc, weight_grad + at, directions + at, sums);
         else
@@ -213,16 +269,17 @@ private:
     }
   }
 
-  static double sum_tile_row(const vec<Acc> (&x)[tile_vectors]) {
-    vec<Acc> sum = x[0];
+  // Lanes are added up at the very end: a tile's own sum over lanes would wait for itself log2(lanes) times.
+  static void add_tile_row(vec<double> &sum, const vec<Acc> (&x)[tile_vectors]) {
+    vec<Acc> row = x[0];
     for (int v = 1; v < tile_vectors; ++v)
-      sum += x[v];
-    return sum_lanes<Acc>(sum);
+      row += x[v];
+    add_wide(sum, row);
   }
 
   // A sample's finished tile of G: added to dW, squared, and dotted with the same tile of every direction.
   inline void finish_tile(const vec<Acc> (&acc)[tile_rows][tile_vectors], Acc *weight_grad, const Acc *directions,
-                          double *sums) const {
+                          vec<double> *sums) const {
     vec<Acc> squares[tile_vectors] = {};
 #pragma GCC unroll 16
     for (int r = 0; r < tile_rows; ++r)
@@ -232,7 +289,7 @@ private:
         store(w, load(w) + acc[r][v]);
         squares[v] += acc[r][v] * acc[r][v];
       }
-    sums[0] += sum_tile_row(squares);
+    add_tile_row(sums[0], squares);
     for (int64_t q = 0; q < s.directions; ++q) {
       const Acc *D = directions + q * Block<Acc>::size;
       vec<Acc> dot[tile_vectors] = {};
@@ -241,7 +298,7 @@ private:
 #pragma GCC unroll 4
         for (int v = 0; v < tile_vectors; ++v)
           dot[v] += acc[r][v] * load(D + Block<Acc>::row(r) + v * lanes<Acc>);
-      sums[1 + q] += sum_tile_row(dot);
+      add_tile_row(sums[1 + q], dot);
     }
   }
 
@@ -263,9 +320,10 @@ private:
   }
 
   const GradStats &s;
-  int64_t tokens_per_block, rows_per_group, samples_per_pass, row_tiles, row_groups, col_tiles, tiles_per_cut, col_cuts;
-  Acc *a_panels = nullptr, *b_panels = nullptr;
-  double *partials = nullptr;
+  int64_t steps; // of step_tokens each
+  int64_t steps_per_block, rows_per_group, samples_per_pass, row_tiles, row_groups, col_tiles, tiles_per_cut, col_cuts;
+  Element *a_panels = nullptr, *b_panels = nullptr;
+  vec<double> *partials = nullptr;
 };
 
 } // namespace

@@ -1,4 +1,4 @@
-// The roofs of this machine, as a kernel of this build meets them: fused multiply-adds that never leave the registers,
+// The roofs of this machine, as a kernel of this build meets them: multiply-adds that never leave the registers,
 // and memory that is only read, or copied, by all threads of the pool. Not an op: what the ops are measured against.
 #pragma once
 #include "core/array.h"
@@ -6,11 +6,11 @@
 namespace gg {
 
 struct Roofs {
-  DType dtype;    // in: f32 or f64
+  DType dtype;    // in: of the products; sums are f32, or f64 for f64
   double seconds; // in: at least this long for each roof; the median of the repeats is kept
   float *memory;  // in: what to read, and to copy from its first half to its second
   int64_t bytes;  // in: of memory; far above the last-level cache, or the cache is what gets measured
-  double *flops;  // out: operations per second, a fused multiply-add counts two
+  double *flops;  // out: operations per second, a multiply-add counts two
   double *read;   // out: bytes read per second
   double *copy;   // out: bytes read plus bytes written per second
 };

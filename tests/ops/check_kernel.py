@@ -5,6 +5,7 @@ import os
 import sys
 
 import ghostgram._C as extension
+from ghostgram.testing import layouts
 from ghostgram.testing.compare import cases_of, error_over_bound
 
 library, op = sys.argv[1:]
@@ -13,7 +14,14 @@ spec = importlib.util.spec_from_file_location("mutant", library)
 mutant = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(mutant)
 setattr(extension.cpu, op, getattr(mutant.cpu, op))
-for case in cases_of(op).CASES:
-    for output, error in error_over_bound(op, case, "float32", "cpu").items():
-        if not error <= 1:
-            sys.exit(f"{case.id}: {output} is beyond its bound, by a factor of {error:.3g}")
+
+
+def complain(dtype, make):
+    for case in cases_of(op).CASES:
+        for output, error in error_over_bound(op, case, dtype, "cpu", make).items():
+            if not error <= 1:
+                sys.exit(f"{case.id} {dtype}: {output} is beyond its bound, by a factor of {error:.3g}")
+
+
+complain("float32", layouts.numpy_array)
+complain("bfloat16", layouts.torch_array)  # after float32, which needs no torch and catches nearly all

@@ -23,10 +23,11 @@ FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
 }
+FLAGS["avx512bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
 MUTANTS = {
     "grad_stats": {
         "blocks of tokens forget the earlier ones": ("acc[r][v] = t ? load(", "acc[r][v] = false ? load("),
-        "a norm keeps its last tile alone": ("sums[0] += sum_tile_row(squares)", "sums[0] = sum_tile_row(squares)"),
+        "a norm keeps its last tile alone": ("add_tile_row(sums[0],", "add_tile_row(sums[0] = vec<double>{},"),
         "accumulate is ignored": ("pass > 0 || s.accumulate", "pass > 0"),
         "every direction is the first": ("k * s.D_direction + row * s.D_row", "row * s.D_row"),
     },
@@ -53,6 +54,8 @@ MUTANTS = {
         "the bias gradient reads the weight's sums": ("finish_grad(s.bias, s.features,", "finish_grad(s.bias, 0,"),
     },
 }
+if _C.isa() == "avx512bf16":
+    MUTANTS["grad_stats"]["a pair's second token is lost"] = ("from + token) << 16", "from + token) << 16 & 0")
 EDITS = {(op, "unedited"): None for op in MUTANTS} | {
     (op, name): edit for op, edits in MUTANTS.items() for name, edit in edits.items()
 }

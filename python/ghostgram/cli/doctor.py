@@ -11,7 +11,7 @@ from ghostgram.testing import layouts, roofline
 from ghostgram.testing.compare import cases_of, error_over_bound
 
 SELF_CHECK_CASES = 6
-ROOF_DTYPES = ("float32", "float64")
+ROOF_DTYPES = ("float32", "float64", "bfloat16")
 
 
 @dataclass(frozen=True)

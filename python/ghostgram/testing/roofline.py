@@ -17,7 +17,7 @@ class Roofs:
     """Rates per second, medians, on all threads of the pool."""
 
     flops: float
-    """Fused multiply-adds out of registers; each counts two."""
+    """Multiply-adds out of registers; each counts two."""
     read: float
     """Bytes read."""
     copy: float
@@ -27,13 +27,14 @@ class Roofs:
 def measure(seconds: float = 0.5, dtype: str = "float32", memory_bytes: int = MEMORY_BYTES) -> Roofs:
     """Measures the roofs, each for `seconds`.
 
-    float32 is also the roof of bfloat16 and float16 kernels that widen before they multiply, as the CPU's do.
+    The multiply-add is the fastest that this build uses for products of `dtype`: for bfloat16 the processor's own dot
+    product where it has one, float32's for values that are widened first.
     """
     from ghostgram import _C
 
     # Written to, because pages never touched are all one page of zeros, which stays in cache.
     memory = np.ones(memory_bytes // 4, np.float32)
-    return Roofs(*_C.cpu.roofs(memory, seconds, dtype == "float64"))
+    return Roofs(*_C.cpu.roofs(memory, seconds, dtype))
 
 
 def percent_of_roof(flops: float, moved: float, seconds: float, roofs: Roofs) -> float:
