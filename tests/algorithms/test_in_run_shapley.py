@@ -533,7 +533,9 @@ def test_log_on_disk_survives_and_resumes(tmp_path):
     resumed.close()
     log = resumed.step_log()
     assert log["step"].to_pylist() == [s for s in range(6) for _ in range(5)]
-    assert resumed.ledger()["step"].to_pylist() == list(range(6))
+    ledger = resumed.ledger()
+    assert ledger["step"].to_pylist() == list(range(6))
+    assert ledger["cumulative_residual"].to_pylist() == pytest.approx(np.cumsum(ledger["residual"]).tolist(), rel=1e-12)
     values = resumed.values().to_pydict()
     for sample, value, seen in zip(values["id"], values["value"], values["steps"], strict=True):
         rows = np.array(log["sample_id"]) == sample

@@ -78,7 +78,8 @@ class InRunShapley:
             Adam's first step has no moment before the batch and always uses "post"; the log says which was used.
         exclude: Names or patterns of parameters left out of the scores; the ledger reports their joint effect.
         flush_every: Steps between two writes of the log.
-        resume: Append to a log that already holds steps; numbering goes on after the last one written.
+        resume: Append to a log that already holds steps; their numbers and the ledger's cumulative residual go on after
+            the last one written.
 
     Raises:
         UncoveredParameterError: A trainable parameter has no tap; it is named.
@@ -132,7 +133,9 @@ class InRunShapley:
         )
         self._ledger = logs.PartedTable(logs.ledger_schema(metadata), folder and folder / "ledger", resume)
         self._number = self._steps.next_step() - 1  # of the last step opened
-        self._cumulative = torch.zeros(len(self._validation), dtype=torch.float64)
+        last = self._ledger.last_part()
+        carried = dict(zip(last["set"].to_pylist(), last["cumulative_residual"].to_pylist(), strict=True))
+        self._cumulative = torch.tensor([carried.get(name, 0.0) for name in self._validation], dtype=torch.float64)
         self._step: _Step | None = None
         self._inside = False
         self._hook = optimizer.register_step_pre_hook(lambda *_: self._before_optimizer())
