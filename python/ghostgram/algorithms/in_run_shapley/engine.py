@@ -37,7 +37,7 @@ class _Step:
     losses: Tensor  # (K,) float64, before the step
     gradients: list[dict[nn.Parameter, Tensor]]  # of the validation losses, one dict per set
     directions: Directions | None  # None: P is known only once the batch's gradient is
-    history: Tensor  # (K,)
+    history: Directions  # (K,) of every parameter that has one
     lrs: list[float]
     microbatches: list[_Microbatch] = field(default_factory=list)
     record: GradientRecord | None = None
@@ -214,7 +214,7 @@ class InRunShapley:
         self._number += 1
         early = self._v_state == "pre" and all(state_is_ready(self._optimizer, p) for p in self._groups)
         lrs = [float(g["lr"]) for g in self._optimizer.param_groups]
-        step = _Step(self._number, losses, gradients, None, torch.zeros_like(losses), lrs)
+        step = _Step(self._number, losses, gradients, None, {}, lrs)
         if early:
             step.directions, step.history = self._linearised(gradients, None)
             step.gradients = []
@@ -222,10 +222,10 @@ class InRunShapley:
 
     def _linearised(
         self, gradients: list[dict[nn.Parameter, Tensor]], scaled: Mapping[nn.Parameter, Tensor] | None
-    ) -> tuple[Directions, Tensor]:
-        """D_k = P * grad l_k for every parameter, and the history <grad l_k, h> of every set."""
+    ) -> tuple[Directions, Directions]:
+        """D_k = P * grad l_k and the history <grad l_k, h> of every set, parameter by parameter."""
         directions: Directions = {}
-        history = torch.zeros(len(gradients), dtype=torch.float64)
+        history: Directions = {}
         for parameter, group in self._groups.items():
             if scaled is not None and parameter not in scaled:
                 continue  # no gradient in this step: the optimizer will not touch it
@@ -233,7 +233,7 @@ class InRunShapley:
             wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
             directions[parameter] = torch.stack([(P * g[parameter]).to(wide) for g in gradients])
             if h is not None:
-                history += torch.stack([_dot(g[parameter], h) for g in gradients]).cpu()
+                history[parameter] = torch.stack([_dot(g[parameter], h) for g in gradients]).cpu()
         return directions, history
 
     def _close_backward(self, step: _Step) -> None:
@@ -294,12 +294,15 @@ class InRunShapley:
         phis = [-torch.stack([scales.get(p, 1.0) * d.double() for p, d in each.items()]).sum(0).cpu() for each in dots]
         clip = min(scales.values(), default=1.0)
         self._log_samples(step, phis, clip, v_state, skipped=False)
-        uncovered = torch.zeros_like(step.losses)
+        uncovered, history = torch.zeros_like(step.losses), torch.zeros_like(step.losses)
+        for parameter, carried in step.history.items():
+            if parameter.grad is not None:  # else the optimizer skips it: neither momentum nor decay move it
+                history += carried
         for parameter in self._coverage.excluded.values():
             if parameter.grad is not None:
                 uncovered -= torch.stack([_dot(parameter.grad, d) for d in directions[parameter]]).cpu()
         sum_phi = torch.stack([phi.sum(0) for phi in phis]).sum(0)
-        step.row = {"sum_phi": sum_phi, "history": step.history, "uncovered": uncovered, "clip": clip,
+        step.row = {"sum_phi": sum_phi, "history": history, "uncovered": uncovered, "clip": clip,
                     "v_state": v_state, "skipped": False}  # fmt: skip
         step.directions, step.gradients, step.microbatches, step.record = None, [], [], None
 
