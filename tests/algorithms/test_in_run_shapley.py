@@ -483,6 +483,7 @@ def test_a_step_that_raises_is_dropped_whole():
         ({"validation": {}}, ValueError, "validation: expected a callable"),
         ({"flush_every": 0}, ValueError, "flush_every: expected at least 1"),
         ({"exclude": ["nothing"]}, ValueError, "exclude: 'nothing' matches no"),
+        ({"exclude": ["*"]}, ValueError, r"exclude: expected at least one trainable parameter .* got \['\*'\]"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

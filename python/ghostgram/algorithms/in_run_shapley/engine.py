@@ -123,6 +123,8 @@ class InRunShapley:
         self._validation = {"validation": validation} if callable(validation) else dict(validation)
         self._groups = {p: g for g in optimizer.param_groups for p in g["params"] if p.requires_grad}
         self._coverage = cover(model, self._groups, exclude)
+        if not self._coverage.scored:
+            raise ValueError(f"exclude: expected at least one trainable parameter left to score, got {exclude!r}")
         self._names = {p: n for n, p in (self._coverage.scored | self._coverage.excluded).items()}
         self._taps = Taps(self._coverage, list(self._coverage.scored.values()))
         metadata = {"reduction": "as in the training loss", "optimizer": type(optimizer).__name__,
