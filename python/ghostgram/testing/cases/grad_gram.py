@@ -28,10 +28,6 @@ class Case:
     diagonal: bool = False
     layout: str = "contiguous"
 
-    def __post_init__(self) -> None:
-        if self.second and self.diagonal:
-            raise ValueError("diagonal: expected False with a second side")
-
     @property
     def id(self) -> str:
         """A name for test reports."""
