@@ -21,7 +21,7 @@ public:
 
   template <class T> T *get(int64_t count) {
     const size_t asked = static_cast<size_t>(count) * sizeof(T);
-    size_t bytes = (asked + 63) & ~size_t{63};
+    size_t bytes = asked ? (asked + 63) & ~size_t{63} : 64; // never null: not even an empty memset may be given that
     if (bytes > size_) {
       std::free(data_);
       size_ = 0;
