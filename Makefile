@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench | wheel | wheel-matrix | clean
+# make setup | demo | test | lint | sanitize | fuzz | bench | wheel | wheel-matrix | clean
 #
 # Needs Python >= 3.10 (3.11 is what the pins are tested with), a C++20 compiler and make; CMake and Ninja come with
 # the build. CUDA is built when nvcc is found. Where the package index serves torch with CUDA only, name one with CPU
@@ -15,7 +15,7 @@ CPP := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -
 
 say_time = @echo "make $@: $$(( $$(date +%s) - $(START) )) s"
 
-.PHONY: setup demo test lint bench wheel wheel-matrix clean
+.PHONY: setup demo test lint sanitize fuzz bench wheel wheel-matrix clean
 
 setup: .venv/dev
 
@@ -46,6 +46,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+# The long forms of what `make test` does in short; see tests/core/test_sanitizers.py and tests/test_fuzz.py.
+sanitize: setup
+	$(BIN)/python -m pytest tests/core -m 'long or not long'
+	$(say_time)
+
+fuzz: setup
+	$(BIN)/python -m pytest tests/test_fuzz.py -m long
+	$(say_time)
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-columns=min,median

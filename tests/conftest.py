@@ -1,7 +1,8 @@
-"""Absent backends are named skips: a room that cannot run here says why."""
+"""Absent backends are named skips: a room that cannot run here says why. And what several test files build."""
 
 import pytest
 
+from extension import Builder
 from ghostgram import _dispatch
 
 
@@ -14,3 +15,9 @@ def available():
             pytest.skip(f"{op} on {backend}: {reason}")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory):
+    """Builds extension modules from the sources; everything compiled once serves all tests."""
+    return Builder(tmp_path_factory.mktemp("extensions"))

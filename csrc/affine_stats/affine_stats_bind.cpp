@@ -42,8 +42,7 @@ struct Call {
     for (const auto *v : {&x, &mean, &rstd, &D_weight, &D_bias, &weight_grad, &bias_grad, &weight_norms2, &bias_norms2,
                           &weight_dots, &bias_dots})
       if (*v)
-        expect((*v)->device.type == b.device.type && (*v)->device.index == b.device.index, "affine_stats",
-               "all arrays on one device", **v);
+        expect_one_device("affine_stats", b, {&**v});
   }
 
 private:
@@ -83,9 +82,7 @@ private:
            "(K, F) in the dtype of the sums, with inner stride 1", *D);
     out.D = D->data, out.directions = D->shape[0], out.D_direction = D->stride[0];
     dots.emplace(names.dots, dots_);
-    expect_output(names.dots, *dots, sums, {args.samples, out.directions});
-    expect(dots->stride[0] == out.directions || args.samples <= 1 || out.directions == 0, names.dots, "C-contiguous",
-           *dots);
+    expect_dots(names.dots, *dots, sums, args.samples, out.directions);
     out.dots = dots->data;
   }
 };

@@ -194,6 +194,18 @@ void expect_output(const char *name, const View &got, DType dtype, std::initiali
     throw py::value_error(std::string(name) + ": expected a writable array, got a read-only one");
 }
 
+void expect_dots(const char *name, const View &got, DType sums, int64_t samples, int64_t directions) {
+  expect_output(name, got, sums, {samples, directions});
+  expect(got.stride[0] == directions || samples <= 1 || directions == 0, name, "C-contiguous", got);
+}
+
+void expect_one_device(const char *op, const View &first, std::initializer_list<const View *> others) {
+  for (const View *v : others)
+    if (v)
+      expect(v->device.type == first.device.type && v->device.index == first.device.index, op,
+             "all arrays on one device", *v);
+}
+
 void *current_stream(py::handle object, dlpack::Device device) {
   const dlpack::Exchange *api = exchange_of(Py_TYPE(object.ptr()));
   void *stream = nullptr;

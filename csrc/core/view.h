@@ -47,6 +47,12 @@ void expect(bool ok, const char *name, const char *what, const View &got);
 // An output: of exactly this type and shape, unit inner stride (the row stride of a matrix is free), writable.
 void expect_output(const char *name, const View &got, DType dtype, std::initializer_list<int64_t> shape);
 
+// The dots of an op: samples x directions in the dtype of its sums, C-contiguous.
+void expect_dots(const char *name, const View &got, DType sums, int64_t samples, int64_t directions);
+
+// Throws ValueError that names the op unless every array lies where `first` does; null stands for an absent one.
+void expect_one_device(const char *op, const View &first, std::initializer_list<const View *> others);
+
 // The caller's current stream on that device, through the exchange API of `object`'s type; null where it has none.
 void *current_stream(py::handle object, dlpack::Device device);
 

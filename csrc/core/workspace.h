@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <new>
 #include <sys/mman.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <cstring>
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace gg::GG_ISA {
 
@@ -16,7 +20,8 @@ public:
   ~Workspace() { std::free(data_); }
 
   template <class T> T *get(int64_t count) {
-    size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) & ~size_t{63};
+    const size_t asked = static_cast<size_t>(count) * sizeof(T);
+    size_t bytes = asked ? (asked + 63) & ~size_t{63} : 64; // never null: not even an empty memset may be given that
     if (bytes > size_) {
       std::free(data_);
       size_ = 0;
@@ -32,10 +37,23 @@ public:
 #endif
       size_ = bytes;
     }
+    lend(asked);
     return static_cast<T *>(data_);
   }
 
 private:
+#if defined(__SANITIZE_ADDRESS__)
+  // What lies beyond the bytes asked for is out of bounds, though it is ours; what is read before it is written is NaN.
+  void lend(size_t asked) {
+    ASAN_UNPOISON_MEMORY_REGION(data_, size_);
+    if (size_)
+      std::memset(data_, 0xff, size_);
+    ASAN_POISON_MEMORY_REGION(static_cast<char *>(data_) + asked, size_ - asked);
+  }
+#else
+  void lend(size_t) {}
+#endif
+
   static constexpr size_t huge_page = size_t{2} << 20;
   void *data_ = nullptr;
   size_t size_ = 0;

@@ -44,14 +44,11 @@ struct Call {
     }
     if (args.directions) {
       dots.emplace("dots", dots_);
-      expect_output("dots", *dots, sums, {args.samples, args.directions});
-      expect(dots->stride[0] == args.directions || args.samples <= 1, "dots", "C-contiguous", *dots);
+      expect_dots("dots", *dots, sums, args.samples, args.directions);
       args.dots = dots->data;
     }
-    for (const View *v : {&b, D ? &*D : nullptr, norms2 ? &*norms2 : nullptr, dots ? &*dots : nullptr})
-      if (v)
-        expect(v->device.type == ids.device.type && v->device.index == ids.device.index, "embedding_stats",
-               "all arrays on one device", *v);
+    expect_one_device("embedding_stats", ids,
+                      {&b, D ? &*D : nullptr, norms2 ? &*norms2 : nullptr, dots ? &*dots : nullptr});
   }
 
   // One pass over ids before any is used as an address: 8 bytes for every row of b.

@@ -53,15 +53,12 @@ struct Call {
     }
     if (args.directions) {
       dots.emplace("dots", dots_);
-      expect_output("dots", *dots, sums, {args.samples, args.directions});
-      expect(dots->stride[0] == args.directions || args.samples <= 1, "dots", "C-contiguous", *dots);
+      expect_dots("dots", *dots, sums, args.samples, args.directions);
       args.dots = dots->data;
     }
-    for (const View *v : {&b, D ? &*D : nullptr, weight_grad ? &*weight_grad : nullptr, norms2 ? &*norms2 : nullptr,
-                          dots ? &*dots : nullptr})
-      if (v)
-        expect(v->device.type == a.device.type && v->device.index == a.device.index, "grad_stats",
-               "all arrays on one device", *v);
+    expect_one_device("grad_stats", a,
+                      {&b, D ? &*D : nullptr, weight_grad ? &*weight_grad : nullptr, norms2 ? &*norms2 : nullptr,
+                       dots ? &*dots : nullptr});
   }
 
   void refuse_float64() const {

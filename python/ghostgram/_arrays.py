@@ -127,8 +127,9 @@ def unit_inner_stride(x: Array) -> Array:
         x = x.resolve_neg()  # a lazily negated view: its memory has the other sign
         return x if x.stride(-1) == 1 or x.shape[-1] <= 1 or not x.numel() else x.contiguous()
     if isinstance(x, np.ndarray):
-        aligned = x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)
-        return x if aligned or x.size == 0 else np.ascontiguousarray(x)
+        if x.size == 0 or (x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)):
+            return x if x.flags.aligned else x.copy()
+        return np.ascontiguousarray(x)
     return x
 
 

@@ -359,6 +359,30 @@ def test_excluded_parameters_close_the_ledger():
         assert part["predicted"] == pytest.approx(whole["predicted"], rel=1e-6)
 
 
+@pytest.mark.parametrize("v_state", ["pre", "post"])
+def test_history_leaves_out_what_the_optimizer_skips(v_state):
+    """A parameter without a gradient in a step is not moved: neither momentum nor decay of it count."""
+    model = Small()
+    model.spare = nn.Linear(5, 1).double()
+    both = lambda m, batch: mse(m, batch) + m.spare(batch[0]).square().mean()  # noqa: E731
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    warmed(model, optimizer, lambda m: both(m, regression(5, 1)))  # a momentum for every parameter
+    shapley = gg.InRunShapley(model, optimizer, lambda m: both(m, regression(7, 2)), v_state=v_state)
+    before = [p.detach().clone() for p in model.parameters()]
+    with shapley.step(ids=range(5)):
+        mse(model, regression(5, 1)).backward()
+    optimizer.step()
+    steps = [p.detach() - old for p, old in zip(model.parameters(), before, strict=True)]
+    assert not steps[-1].any()
+    moved = Small()
+    moved.spare = nn.Linear(5, 1).double()
+    for p, old in zip(moved.parameters(), before, strict=True):
+        p.data.copy_(old)
+    both(moved, regression(7, 2)).backward()
+    expected = sum(float((p.grad * step).sum()) for p, step in zip(moved.parameters(), steps, strict=True))
+    assert shapley.ledger()["predicted"].to_pylist() == [pytest.approx(expected, rel=1e-9)]
+
+
 def test_ledger_follows_the_loss():
     """With small steps the prediction is the measured change; halving lr quarters the residual."""
     residuals = []
@@ -459,6 +483,7 @@ def test_a_step_that_raises_is_dropped_whole():
         ({"validation": {}}, ValueError, "validation: expected a callable"),
         ({"flush_every": 0}, ValueError, "flush_every: expected at least 1"),
         ({"exclude": ["nothing"]}, ValueError, "exclude: 'nothing' matches no"),
+        ({"exclude": ["*"]}, ValueError, r"exclude: expected at least one trainable parameter .* got \['\*'\]"),
     ],
 )
 def test_bad_arguments(arguments, error, message):
@@ -533,7 +558,9 @@ def test_log_on_disk_survives_and_resumes(tmp_path):
     resumed.close()
     log = resumed.step_log()
     assert log["step"].to_pylist() == [s for s in range(6) for _ in range(5)]
-    assert resumed.ledger()["step"].to_pylist() == list(range(6))
+    ledger = resumed.ledger()
+    assert ledger["step"].to_pylist() == list(range(6))
+    assert ledger["cumulative_residual"].to_pylist() == pytest.approx(np.cumsum(ledger["residual"]).tolist(), rel=1e-12)
     values = resumed.values().to_pydict()
     for sample, value, seen in zip(values["id"], values["value"], values["steps"], strict=True):
         rows = np.array(log["sample_id"]) == sample

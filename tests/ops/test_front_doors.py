@@ -13,8 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ghostgram as gg
-from ghostgram import _C
-from ghostgram.ops import _torch
 
 FRAMEWORKS = {"torch": torch.from_numpy, "numpy": np.asarray, "jax": jnp.asarray}
 
@@ -244,31 +242,6 @@ def test_middle_axes_are_tokens(sizes, split, seed):
         if door != "grad_gram of two":
             for whole, parts in zip(results(call(v)), results(call(cut)), strict=True):
                 assert np.array_equal(whole, parts)
-
-
-ROOMS = {
-    "grad_stats": lambda v: _torch.call("grad_stats", v["a"], v["b"], v["D"], True, True, "cpu"),
-    "grad_gram": lambda v: _torch.call("grad_gram", v["a"], v["b"], None, None, False, "cpu"),
-    "its diagonal": lambda v: _torch.call("grad_gram", v["a"], v["b"], None, None, True, "cpu"),
-    "embedding_stats": lambda v: _torch.call("embedding_stats", v["ids"], v["b"], v["table"], -1, True, "cpu"),
-    "affine_stats": lambda v: _torch.call(
-        "affine_stats", v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "cpu"
-    ),
-}
-
-
-@pytest.mark.parametrize("room", ROOMS)
-@pytest.mark.parametrize("sizes", [(3, 200, 70, 50), (70, 3, 40, 300), (1, 1000, 20, 30)])
-def test_same_bits_for_any_number_of_threads(room, sizes):
-    v = arrays(samples=sizes[0], tokens=sizes[1], d=sizes[2], p=sizes[3])
-    before = _C.num_threads()
-    found = []
-    for threads in (1, 2, 4):
-        _C.set_num_threads(threads)
-        found.append(results(ROOMS[room](v)))
-    _C.set_num_threads(before)
-    for other in found[1:]:
-        assert all(np.array_equal(x, y) for x, y in zip(found[0], other, strict=True))
 
 
 def test_embedding_takes_expanded_ids_and_a_padding_row():

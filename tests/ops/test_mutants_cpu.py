@@ -1,15 +1,13 @@
 """The cases notice broken kernels: every seeded mutant of a CPU kernel must disagree with the reference somewhere.
 
-A mutant is one textual edit of a kernel's source, compiled for the instruction set of this machine and linked with the
-rooms' real bindings into a module of its own; `check_kernel.py` runs it through the comparison of test_rooms. The
-unedited kernel, built the same way, must pass: a harness that fails everything would catch every mutant.
+A mutant is one textual edit of a kernel's source, compiled for the instruction set of this machine into an extension of
+its own; `check_cases.py` runs it through the comparison of test_rooms. The unedited kernel, built the same way, must
+pass: a harness that fails everything would catch every mutant.
 """
 
-import platform
-import shutil
+import os
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,13 +15,7 @@ import pytest
 
 from ghostgram import _C
 
-SOURCES = Path(__file__).parents[2] / "csrc"
-FLAGS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
-}
-FLAGS["avx512bf16"] = [*FLAGS["avx512"], "-mavx512bf16"]
+TESTS = Path(__file__).parents[1]
 MUTANTS = {
     "grad_stats": {
         "blocks of tokens forget the earlier ones": ("acc[r][v] = t ? load(", "acc[r][v] = false ? load("),
@@ -60,67 +52,23 @@ EDITS = {(op, "unedited"): None for op in MUTANTS} | {
     (op, name): edit for op, edits in MUTANTS.items() for name, edit in edits.items()
 }
 
-MODULE = """
-#include <pybind11/pybind11.h>
-namespace gg {{
-{declarations}
-}}
-PYBIND11_MODULE(mutant, m) {{
-  auto cpu = m.def_submodule("cpu"), cuda = m.def_submodule("cuda");
-{calls}
-}}
-"""
-
-
-def compiled(source: Path, into: Path, *flags: str) -> Path:
-    pybind11 = pytest.importorskip("pybind11")
-    includes = [f"-I{path}" for path in (SOURCES, pybind11.get_include(), sysconfig.get_path("include"))]
-    built = into / f"{source.stem}.o"
-    options = ["-std=c++20", "-w", "-fPIC", "-fvisibility=hidden", *includes, *flags]
-    subprocess.run(["g++", *options, "-c", source, "-o", built], check=True)
-    return built
-
 
 @pytest.fixture(scope="module")
-def caught(tmp_path_factory):
-    """(op, mutant) -> what check_kernel.py complained of."""
-    if shutil.which("g++") is None or platform.system() != "Linux":
-        pytest.skip("mutants: no g++ on Linux to compile them")
-    root = tmp_path_factory.mktemp("mutants")
-    module = root / "module.cpp"
-    declarations = "\n".join(f"void bind_{op}(pybind11::module_ &, pybind11::module_ &);" for op in MUTANTS)
-    calls = "\n".join(f"  gg::bind_{op}(cpu, cuda);" for op in MUTANTS)
-    module.write_text(MODULE.format(declarations=declarations, calls=calls))
-    binds = [SOURCES / op / f"{op}_bind.cpp" for op in MUTANTS]
-    core = [SOURCES / "core" / f"{name}.cpp" for name in ("parallel", "isa", "view")]
+def caught(builder):
+    """(op, mutant) -> what check_cases.py complained of."""
+
+    def verdict(key: tuple[str, str]) -> str:
+        op, edit = key[0], EDITS[key]
+        library = builder.extension(edits={op: edit} if edit else {})
+        env = os.environ | {"GHOSTGRAM_EXTENSION": str(library), "PYTHONPATH": str(TESTS)}
+        for dtype in ("float32", "bfloat16"):  # in this order: float32 needs no torch, and catches nearly all
+            command = [sys.executable, TESTS / "check_cases.py", op, dtype]
+            if complaint := subprocess.run(command, env=env, capture_output=True, text=True).stderr:
+                return complaint
+        return ""
 
     with ThreadPoolExecutor(2) as pool:
-        shared = list(pool.map(lambda source: compiled(source, root), [module, *binds, *core]))
-        kernels = dict(zip(EDITS, pool.map(lambda at: kernel(root, *at), enumerate(EDITS)), strict=True))
-        return dict(zip(EDITS, pool.map(lambda key: verdict(key, kernels, shared), EDITS), strict=True))
-
-
-def kernel(root: Path, number: int, key: tuple[str, str]) -> Path:
-    """The object file of one kernel, its edit applied to text that occurs exactly once."""
-    op, text = key[0], (SOURCES / key[0] / f"{key[0]}_cpu.cpp").read_text()
-    if EDITS[key]:
-        old, new = EDITS[key]
-        assert text.count(old) == 1, f"{key}: {old!r} occurs {text.count(old)} times"
-        text = text.replace(old, new)
-    source = root / f"{op}_{number}.cpp"
-    source.write_text(text)
-    return compiled(source, root, "-O1", "-ffp-contract=fast", f"-DGG_ISA={_C.isa()}", *FLAGS[_C.isa()])
-
-
-def verdict(key: tuple[str, str], kernels: dict[tuple[str, str], Path], shared: list[Path]) -> str:
-    """Links one kernel with the bindings and unedited kernels of the other rooms, and compares it on all its cases."""
-    library = kernels[key].with_suffix(".so")
-    others = [kernels[op, "unedited"] for op in MUTANTS if op != key[0]]
-    subprocess.run(["g++", "-shared", "-o", library, kernels[key], *others, *shared, "-pthread"], check=True)
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("check_kernel.py"), library, key[0]], capture_output=True, text=True
-    )
-    return done.stderr
+        return dict(zip(EDITS, pool.map(verdict, EDITS), strict=True))
 
 
 @pytest.mark.parametrize("key", [pytest.param(key, id="-".join(key)) for key in EDITS])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,21 @@ from ghostgram import _arrays
 F64 = NDArray[np.float64]
 Values = dict[str, Any]
 """Inputs of a case by name: float64 arrays, None where the case has none."""
-Make = Callable[[F64, str, str], Any]
+
+
+class Placement(NamedTuple):
+    """A layout of any number of axes, drawn at random by property tests; what lies between the elements is NaN."""
+
+    order: tuple[int, ...]
+    """The axes as they lie in memory, outermost first."""
+    steps: tuple[int, ...]
+    """Along each axis, how far apart in memory neighbours lie; negative steps run backwards (NumPy alone can)."""
+    offset: int
+    """Elements before the first."""
+
+
+Layout = str | Placement
+Make = Callable[[F64, str, Layout], Any]
 """(values, dtype, layout) -> an array of some framework."""
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 """Unit roundoff by dtype."""
@@ -37,16 +52,21 @@ def absolute(values: Values) -> Values:
     return {name: None if x is None else np.abs(x) for name, x in values.items()}
 
 
-def lay_out(x: NDArray[np.generic], layout: str) -> NDArray[np.generic]:
-    """The values of x (samples, tokens, features) under a layout, inner stride 1 in all of them.
+def lay_out(x: NDArray[np.generic], layout: Layout) -> NDArray[np.generic]:
+    """The values of x (samples, tokens, features) under a layout, inner stride 1 in all those with a name.
 
     "contiguous"; "sliced": a window of a larger array in every axis; "transposed": tokens outermost in memory;
-    "expanded": one sample seen B times through stride 0 (the values must already be equal).
+    "expanded": one sample seen B times through stride 0 (the values must already be equal); or a `Placement`.
     """
     if layout == "contiguous":
         return x
-    if layout == "sliced":
-        around = np.full([n + 3 for n in x.shape], np.nan, x.dtype)
+    filler = np.nan if x.dtype.kind == "f" else -(2**31)
+    if isinstance(layout, Placement):
+        extents = [x.shape[axis] * abs(layout.steps[axis]) for axis in layout.order]
+        memory = np.full(layout.offset + math.prod(extents), filler, x.dtype)[layout.offset :].reshape(extents)
+        window = memory.transpose(np.argsort(layout.order))[tuple(slice(None, None, step) for step in layout.steps)]
+    elif layout == "sliced":
+        around = np.full([n + 3 for n in x.shape], filler, x.dtype)
         window = around[tuple(slice(1, 1 + n) for n in x.shape)]
     elif layout == "transposed":
         window = np.empty((x.shape[1], x.shape[0], *x.shape[2:]), x.dtype).swapaxes(0, 1)
@@ -58,7 +78,7 @@ def lay_out(x: NDArray[np.generic], layout: str) -> NDArray[np.generic]:
     return window
 
 
-def torch_array(values: F64, dtype: str, layout: str, device: str = "cpu") -> Any:
+def torch_array(values: F64, dtype: str, layout: Layout, device: str = "cpu") -> Any:
     """A torch tensor of these values, whose memory lies on the device in the same layout."""
     import torch
 
@@ -66,7 +86,8 @@ def torch_array(values: F64, dtype: str, layout: str, device: str = "cpu") -> An
     memory = _memory(laid)
     offset = (laid.__array_interface__["data"][0] - memory.__array_interface__["data"][0]) // laid.itemsize
     strides = [s // laid.itemsize for s in laid.strides]
-    return torch.from_numpy(memory).to(device, getattr(torch, dtype)).as_strided(laid.shape, strides, offset)
+    own = torch.from_numpy(memory).to(device, getattr(torch, dtype), copy=True)  # outputs too are made here
+    return own.as_strided(laid.shape, strides, offset)
 
 
 def array_for(backend: str) -> Make:
@@ -77,7 +98,7 @@ def array_for(backend: str) -> Make:
     return partial(torch_array, device="cuda") if on_gpu else torch_array
 
 
-def numpy_array(values: F64, dtype: str, layout: str) -> Any:
+def numpy_array(values: F64, dtype: str, layout: Layout) -> Any:
     """A NumPy array of these values; NumPy has no bfloat16."""
     return lay_out(values.astype(dtype), layout)
 

@@ -37,7 +37,7 @@ class _Step:
     losses: Tensor  # (K,) float64, before the step
     gradients: list[dict[nn.Parameter, Tensor]]  # of the validation losses, one dict per set
     directions: Directions | None  # None: P is known only once the batch's gradient is
-    history: Tensor  # (K,)
+    history: Directions  # (K,) of every parameter that has one
     lrs: list[float]
     microbatches: list[_Microbatch] = field(default_factory=list)
     record: GradientRecord | None = None
@@ -78,7 +78,8 @@ class InRunShapley:
             Adam's first step has no moment before the batch and always uses "post"; the log says which was used.
         exclude: Names or patterns of parameters left out of the scores; the ledger reports their joint effect.
         flush_every: Steps between two writes of the log.
-        resume: Append to a log that already holds steps; numbering goes on after the last one written.
+        resume: Append to a log that already holds steps; their numbers and the ledger's cumulative residual go on after
+            the last one written.
 
     Raises:
         UncoveredParameterError: A trainable parameter has no tap; it is named.
@@ -122,6 +123,8 @@ class InRunShapley:
         self._validation = {"validation": validation} if callable(validation) else dict(validation)
         self._groups = {p: g for g in optimizer.param_groups for p in g["params"] if p.requires_grad}
         self._coverage = cover(model, self._groups, exclude)
+        if not self._coverage.scored:
+            raise ValueError(f"exclude: expected at least one trainable parameter left to score, got {exclude!r}")
         self._names = {p: n for n, p in (self._coverage.scored | self._coverage.excluded).items()}
         self._taps = Taps(self._coverage, list(self._coverage.scored.values()))
         metadata = {"reduction": "as in the training loss", "optimizer": type(optimizer).__name__,
@@ -132,7 +135,9 @@ class InRunShapley:
         )
         self._ledger = logs.PartedTable(logs.ledger_schema(metadata), folder and folder / "ledger", resume)
         self._number = self._steps.next_step() - 1  # of the last step opened
-        self._cumulative = torch.zeros(len(self._validation), dtype=torch.float64)
+        last = self._ledger.last_part()
+        carried = dict(zip(last["set"].to_pylist(), last["cumulative_residual"].to_pylist(), strict=True))
+        self._cumulative = torch.tensor([carried.get(name, 0.0) for name in self._validation], dtype=torch.float64)
         self._step: _Step | None = None
         self._inside = False
         self._hook = optimizer.register_step_pre_hook(lambda *_: self._before_optimizer())
@@ -211,7 +216,7 @@ class InRunShapley:
         self._number += 1
         early = self._v_state == "pre" and all(state_is_ready(self._optimizer, p) for p in self._groups)
         lrs = [float(g["lr"]) for g in self._optimizer.param_groups]
-        step = _Step(self._number, losses, gradients, None, torch.zeros_like(losses), lrs)
+        step = _Step(self._number, losses, gradients, None, {}, lrs)
         if early:
             step.directions, step.history = self._linearised(gradients, None)
             step.gradients = []
@@ -219,10 +224,10 @@ class InRunShapley:
 
     def _linearised(
         self, gradients: list[dict[nn.Parameter, Tensor]], scaled: Mapping[nn.Parameter, Tensor] | None
-    ) -> tuple[Directions, Tensor]:
-        """D_k = P * grad l_k for every parameter, and the history <grad l_k, h> of every set."""
+    ) -> tuple[Directions, Directions]:
+        """D_k = P * grad l_k and the history <grad l_k, h> of every set, parameter by parameter."""
         directions: Directions = {}
-        history = torch.zeros(len(gradients), dtype=torch.float64)
+        history: Directions = {}
         for parameter, group in self._groups.items():
             if scaled is not None and parameter not in scaled:
                 continue  # no gradient in this step: the optimizer will not touch it
@@ -230,7 +235,7 @@ class InRunShapley:
             wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
             directions[parameter] = torch.stack([(P * g[parameter]).to(wide) for g in gradients])
             if h is not None:
-                history += torch.stack([_dot(g[parameter], h) for g in gradients]).cpu()
+                history[parameter] = torch.stack([_dot(g[parameter], h) for g in gradients]).cpu()
         return directions, history
 
     def _close_backward(self, step: _Step) -> None:
@@ -291,12 +296,15 @@ class InRunShapley:
         phis = [-torch.stack([scales.get(p, 1.0) * d.double() for p, d in each.items()]).sum(0).cpu() for each in dots]
         clip = min(scales.values(), default=1.0)
         self._log_samples(step, phis, clip, v_state, skipped=False)
-        uncovered = torch.zeros_like(step.losses)
+        uncovered, history = torch.zeros_like(step.losses), torch.zeros_like(step.losses)
+        for parameter, carried in step.history.items():
+            if parameter.grad is not None:  # else the optimizer skips it: neither momentum nor decay move it
+                history += carried
         for parameter in self._coverage.excluded.values():
             if parameter.grad is not None:
                 uncovered -= torch.stack([_dot(parameter.grad, d) for d in directions[parameter]]).cpu()
         sum_phi = torch.stack([phi.sum(0) for phi in phis]).sum(0)
-        step.row = {"sum_phi": sum_phi, "history": step.history, "uncovered": uncovered, "clip": clip,
+        step.row = {"sum_phi": sum_phi, "history": history, "uncovered": uncovered, "clip": clip,
                     "v_state": v_state, "skipped": False}  # fmt: skip
         step.directions, step.gradients, step.microbatches, step.record = None, [], [], None
 

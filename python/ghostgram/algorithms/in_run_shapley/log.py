@@ -74,6 +74,13 @@ class PartedTable:
         parts = self._memory if self._folder is None else [pq.read_table(path) for path in self._parts()]
         return pa.concat_tables(parts) if parts else self._schema.empty_table()
 
+    def last_part(self) -> Any:
+        """The part on disk with the latest steps, as a pyarrow.Table; empty where there is none."""
+        import pyarrow.parquet as pq
+
+        parts = self._parts()
+        return pq.read_table(parts[-1]) if parts else self._schema.empty_table()
+
     def next_step(self) -> int:
         """The step after the last one flushed."""
         if self._folder is None or not self._parts():

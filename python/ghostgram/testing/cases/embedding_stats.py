@@ -30,6 +30,10 @@ class Case:
     id_dtype: str = "int64"
     layout: str = "contiguous"
 
+    def __post_init__(self) -> None:
+        if self.samples * self.tokens and self.rows < (self.tokens if self.ids == "distinct" else 1):
+            raise ValueError(f"rows: expected one for every {self.ids} id, got {self.rows}")
+
     @property
     def id(self) -> str:
         """A name for test reports."""

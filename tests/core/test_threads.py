@@ -1,0 +1,35 @@
+"""Every op gives the same bits on 1, 2 and 4 threads, of our pool and of torch's OpenMP; a dependence is noticed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ghostgram import _dispatch
+
+HERE = Path(__file__).parent
+
+
+def differences(ops: str, *large: str, **env: str) -> str:
+    """In a process of its own: OpenMP threads, once borrowed, are never given back."""
+    command = [sys.executable, HERE / "same_bits.py", ops, *large]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True).stdout
+
+
+def test_same_bits_for_any_number_of_threads():
+    assert differences(",".join(_dispatch.OPS)) == ""
+
+
+@pytest.mark.long
+def test_same_bits_of_large_cases():
+    assert differences(",".join(_dispatch.OPS), "--large") == ""
+
+
+def test_a_dependence_on_threads_is_noticed(builder):
+    cuts = ("ceil_div(wanted_tasks, most(1, row_groups))", "ceil_div(4 * num_threads(), most(1, row_groups))")
+    library = builder.extension(edits={"grad_stats": cuts})
+    found = differences("grad_stats", GHOSTGRAM_EXTENSION=str(library), PYTHONPATH=str(HERE.parent))
+    for threads in ("on 2 threads of our pool", "on 4 threads of OpenMP"):
+        assert threads in found

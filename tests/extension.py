@@ -1,0 +1,91 @@
+"""Builds the sources of csrc, edited or instrumented, into an extension module that can stand in for ghostgram._C."""
+
+import itertools
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ghostgram import _C
+
+SOURCES = Path(__file__).parents[1] / "csrc"
+ISA_FLAGS = re.findall(r'set\(GHOSTGRAM_FLAGS_(\w+) "?([^")]*)"?\)', (SOURCES / "cmake/rooms.cmake").read_text())
+RUNNABLE = _C.isas[: _C.isas.index(_C.isa()) + 1]
+"""The instruction sets of this build that this processor has, the best one last."""
+
+Edit = tuple[str, str]
+"""(old text, which must occur exactly once; new text)"""
+
+
+class Builder:
+    """Compiles with g++ into one folder; equal object files are made once, so that builds share what they can."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pybind11 = pytest.importorskip("pybind11").get_include()
+        if shutil.which("g++") is None or platform.system() != "Linux":
+            pytest.skip("no g++ on Linux to compile kernels with")
+        self._folder, self._numbers = folder, itertools.count()
+        self._compilers = ThreadPoolExecutor(os.cpu_count())
+        self._objects: dict[tuple[str, ...], Future[Path]] = {}
+
+    def extension(
+        self,
+        *,
+        isas: Sequence[str] = RUNNABLE[-1:],
+        edits: Mapping[str, Edit] | None = None,
+        instrument: Sequence[str] = (),
+        instrument_bindings: bool = False,
+    ) -> Path:
+        """A module of all rooms for some instruction sets; calls of the others would fail.
+
+        Args:
+            isas: The instruction sets to compile kernels for.
+            edits: Room -> an edit of its CPU kernel.
+            instrument: Flags for kernels and core, and for the linker.
+            instrument_bindings: Whether *_bind.cpp gets these flags too: they take most of the time to compile.
+        """
+        flags = dict(ISA_FLAGS)
+        bindings = instrument if instrument_bindings else ()
+        sources = [(source, *instrument) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
+        sources += [(source, *bindings) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
+        names = ", ".join(f'"{isa}"' for isa in isas)
+        sources.append((SOURCES / "module.cpp", '-DGHOSTGRAM_CUDA_STATE="off"', f"-DGHOSTGRAM_ISAS={names}"))
+        for kernel in sorted(SOURCES.glob("*/*_cpu.cpp")):
+            source = self._edited(kernel, (edits or {}).get(kernel.parent.name))
+            for isa in isas:
+                options = ["-O1", "-ffp-contract=fast", f"-DGG_ISA={isa}", *flags[isa].split()]
+                sources.append((source, *options, *instrument))
+        objects = [self._object(*source) for source in sources]
+        done = [each.result() for each in objects]
+        library = self._folder / f"extension_{next(self._numbers)}.so"
+        subprocess.run(["g++", "-shared", "-o", library, *done, *instrument, "-pthread", "-ldl"], check=True)
+        return library
+
+    def _edited(self, source: Path, edit: Edit | None) -> Path:
+        if edit is None:
+            return source
+        text = source.read_text()
+        assert text.count(edit[0]) == 1, f"{source.name}: {edit[0]!r} occurs {text.count(edit[0])} times"
+        changed = self._folder / f"{source.stem}_{next(self._numbers)}.cpp"
+        changed.write_text(text.replace(*edit))
+        return changed
+
+    def _object(self, source: Path, *flags: str) -> Future[Path]:
+        key = (str(source), *flags)
+        if key not in self._objects:
+            output = self._folder / f"{source.stem}_{next(self._numbers)}.o"
+            self._objects[key] = self._compilers.submit(self._compile, source, output, flags)
+        return self._objects[key]
+
+    def _compile(self, source: Path, output: Path, flags: Sequence[str]) -> Path:
+        includes = [f"-I{path}" for path in (SOURCES, self._pybind11, sysconfig.get_path("include"))]
+        options = ["-std=c++20", "-w", "-g1", "-fPIC", "-fvisibility=hidden", *includes, *flags]
+        subprocess.run(["g++", *options, "-c", source, "-o", output], check=True)
+        return output
