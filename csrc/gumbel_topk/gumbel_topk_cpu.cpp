@@ -48,9 +48,9 @@ static inline vec<double> gumbel(vec<uint64_t> h) {
   return -log_same_bits(-log_same_bits(u));
 }
 
-// x + G is at most this plus bound_offset, and at least .09 less where G is large: -log u >= 1 - u > m 2^-52 with
-// m = 2^52 - 1 - h, and the bits of m as a double, read as a fixed-point number, are 1023 + log2 m or up to .0861 more,
-// the chord of each octave lying below the curve. Roundings take up to 1e-12, which limit_of_bound allows for.
+// x + G is at most this plus bound_offset, and no more than .06 below that where u is near 1: -log u >= 1 - u > m 2^-52
+// with m = 2^52 - 1 - h, and the bits of m as a double, read as a fixed-point number, are 1023 + log2 m less 0 to
+// .0861, the chord of each octave lying below the curve. Roundings take up to 1e-12, which limit_of_bound allows for.
 static inline vec<double> bound_of_key(vec<double> x, vec<uint64_t> h) {
   const vec<double> m = double_of_bits(h ^ 0x433fffffffffffff) - 0x1p52;
   return x - double_of_bits(bits_of_double(m) >> 11 | 0x4330000000000000) * (ln2 * 0x1p-41);
@@ -182,10 +182,17 @@ private:
     return bits;
   }
 
-  Bins bins_of_keys() const {
-    Bins bins;
-    for (int64_t i = 0; i < held; ++i)
-      bins.cover(s.keys[i]);
+  Bins bins_of_keys() {
+    const int64_t pieces = ceil_div(held, piece);
+    Bins *parts = count_space.get<Bins>(pieces), bins;
+    parallel_for(pieces, [&](int64_t p) {
+      Bins part;
+      for (int64_t i = p * piece; i < least(held, (p + 1) * piece); ++i)
+        part.cover(s.keys[i]);
+      parts[p] = part;
+    });
+    for (int64_t p = 0; p < pieces; ++p)
+      bins.cover(parts[p].low), bins.cover(parts[p].high);
     bins.finish(bits_for(held));
     return bins;
   }
@@ -303,13 +310,14 @@ private:
     for (int64_t j = n; j % width; ++j)
       x[j] = 0, id[j] = 0;
 
+    const uint64_t seed = s.seed; // not reloaded after every store: its round keys stay in registers
     const double threshold = *s.threshold, inverse_temperature = noisy ? 1 / s.temperature : 1;
     const double limit = noisy ? limit_of_bound(threshold) : threshold;
     int64_t candidates = 0;
     for (int64_t j = 0; j < n; j += width) {
       vec<double> bound = load(x + j) * inverse_temperature;
       if (noisy) {
-        const vec<uint64_t> bits = noise_bits(load(id + j), s.seed);
+        const vec<uint64_t> bits = noise_bits(load(id + j), seed);
         store(h + j, bits);
         bound = bound_of_key(bound, bits);
       }
