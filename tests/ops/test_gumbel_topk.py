@@ -131,7 +131,7 @@ def test_every_instruction_set_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-@pytest.mark.parametrize(("n", "k"), [(50_000, 1), (50_000, 3_001), (300_000, 60_000)])
+@pytest.mark.parametrize(("n", "k"), [(50_000, 1), (50_000, 3_001), (300_000, 60_000), (1_100_000, 9_001)])
 def test_order_shards_and_threads_do_not_matter(n, k, temperature):
     scores, ids = pool(n)
     scores = np.round(scores, 2)  # ties at temperature 0
@@ -157,6 +157,21 @@ def test_order_shards_and_threads_do_not_matter(n, k, temperature):
     for order in (np.arange(n), shuffled):
         indices = gg.gumbel_topk(scores[order], k, ids=ids[order], **options)
         assert_same_bits([ids[order][indices]], expected[:1])
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_a_sample_that_misleads_costs_no_document(by_id):
+    """Every eighth block of 512, which is what 2^20 documents are sampled by, has all the high scores."""
+    n, k = 2**20, 150_000
+    scores = np.where(np.arange(n) // 512 % 8 == 0, 30.0, 0.0).astype(np.float32)
+    ids = np.random.default_rng(0).permutation(n)
+    order = np.argsort(ids)
+    expected = fed(scores[order], ids[order], k).result()
+    assert 120_000 < np.sum(scores[order][expected[0]] == 30) < 140_000
+    if by_id:
+        assert_same_bits(fed(scores, ids, k).result(), expected)
+    else:
+        assert_same_bits([ids[gg.gumbel_topk(scores, k, ids=ids)]], expected[:1])
 
 
 def test_documents_seen_twice_count_once():

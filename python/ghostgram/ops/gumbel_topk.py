@@ -47,8 +47,9 @@ def gumbel_topk(
         RuntimeError: The backend asked for is not available here; the message says why.
 
     Cost:
-        One read of scores and ids and one Philox block (20 integer multiplications) for each document; two logarithms
-        for about k (1 + log(n / k)) of them. Memory: at most 64 bytes times k, and 1 MiB, besides the result.
+        One read of scores and ids and one Philox block (18 integer multiplications) for each document; two logarithms
+        for about k (1 + log(n / k)) of them, or hardly more than k beyond n = 2^20. Memory besides the result: at most
+        80 bytes times k and some MiB.
 
     Source:
         Gumbel-top-k is Yellott (1977) and Kool, van Hoof and Welling (2019, arXiv 1903.06059); Philox is Salmon et al.
@@ -67,7 +68,7 @@ class GumbelTopK:
     or an interruption. Instances pickle small (only the best k are kept) and resume where they were.
 
     Args:
-        k: How many to keep, at least 0. Memory grows with what was seen, to at most 64 bytes times k, and 1 MiB.
+        k: How many to keep, at least 0. Memory grows with what was seen, to at most 80 bytes times k and some MiB.
         seed: From 0 to 2^64 - 1, as in `gumbel_topk`; equal seeds give equal noise.
         temperature: From 1e-300 to 1e300, or 0 for the k largest scores without noise.
         backend: "auto", "cpu" or "reference".

@@ -67,7 +67,7 @@ CASES = [
 
 LARGE = [
     Case(300007, 20011, spare=65536), Case(200003, 1009, ids="high"), Case(300007, 150001, ids="random", spare=70000),
-    Case(300007, 9001, 0.0, ids="repeated", spare=9000, batches=4),
+    Case(300007, 9001, 0.0, ids="repeated", spare=9000, batches=4), Case(1100003, 5003, spare=9000), # the last guesses
 ]
 # fmt: on
 
