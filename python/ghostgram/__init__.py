@@ -10,6 +10,7 @@ from ghostgram.ops.grad_dots import grad_dots
 from ghostgram.ops.grad_gram import grad_gram
 from ghostgram.ops.grad_norms import grad_norms
 from ghostgram.ops.grad_stats import GradStats, grad_stats
+from ghostgram.ops.gumbel_topk import GumbelTopK, gumbel_topk
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.in_run_shapley import InRunShapley, ShapleyResult, in_run_shapley
@@ -27,6 +28,7 @@ __all__ = [
     "AffineStats",
     "EmbeddingStats",
     "GradStats",
+    "GumbelTopK",
     "InRunShapley",
     "ShapleyResult",
     "affine_stats",
@@ -35,6 +37,7 @@ __all__ = [
     "grad_gram",
     "grad_norms",
     "grad_stats",
+    "gumbel_topk",
     "in_run_shapley",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
@@ -143,6 +144,26 @@ def samples_first(x: Array, name: str) -> Array:
             tokens *= n
         x = x.reshape(x.shape[0], tokens, x.shape[-1])
     return x
+
+
+def ids_64(ids: Array, name: str) -> Array:
+    """Ids as int64 that a kernel can read: int32 is widened, and uint64 keeps its bit pattern."""
+    if dtype_name(ids) not in ("int32", "int64", "uint64"):
+        raise TypeError(f"{name}: expected int32, int64 or uint64, got {dtype_name(ids)}")
+    if is_torch(ids):
+        int64 = sys.modules["torch"].int64
+        return unit_inner_stride(ids.to(int64) if dtype_name(ids) == "int32" else ids.view(int64))
+    if framework(ids, name) == "jax":  # whose own int64 exists only where it is enabled
+        ids = np.asarray(ids)
+    return unit_inner_stride(ids.astype("int64") if dtype_name(ids) == "int32" else ids.view("int64"))
+
+
+def from_numpy(values: np.ndarray, kind: str) -> Array:
+    """A NumPy array as one of the framework `kind`, as `framework` names them; on the CPU where there is a choice."""
+    if kind == "numpy":
+        return values
+    module = importlib.import_module("jax.numpy" if kind == "jax" else kind)
+    return module.from_numpy(values) if kind == "torch" else module.asarray(values)
 
 
 def floating(x: Array, name: str) -> None:

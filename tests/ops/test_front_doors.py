@@ -116,6 +116,10 @@ def op_samples():
             (v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "auto"),
             (half["b"], None, None, None, None, v["row"], False, "auto"),
         ],
+        "gumbel_topk": [
+            (v["mean"].flatten(), None, 4, 1, 0.5, "auto"),
+            (half["mean"].flatten(), torch.arange(15) * -(2**59), 99, -1, 1.0, "auto"),
+        ],
     }
 
 

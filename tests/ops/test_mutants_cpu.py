@@ -45,6 +45,14 @@ MUTANTS = {
         "a cut of tokens is lost": ("int64_t cut = 1; cut < cuts", "int64_t cut = 2; cut < cuts"),
         "the bias gradient reads the weight's sums": ("finish_grad(s.bias, s.features,", "finish_grad(s.bias, 0,"),
     },
+    "gumbel_topk": {
+        "noise forgets the upper half of an id": ("{id, id >> 32, {}, {}}", "{id, {}, {}, {}}"),
+        "the bound is too low": ("ln2 * (52 + 1023 + 2048)", "ln2 * (51 + 1023 + 2048)"),
+        "a block that found no room is lost": ("        full = true;", "        full = true, span.first += n;"),
+        "places of repeated documents stay empty": ("if (distinct >= s.k || dealt == held)", "if (true)"),
+        "ties go to the larger id": ("? id(x.pick) < id(y.pick) :", "? id(x.pick) > id(y.pick) :"),
+        "the threshold is too high": ("*s.threshold = s.keys[s.k - 1]", "*s.threshold = s.keys[s.k / 2]"),
+    },
 }
 if _C.isa() == "avx512bf16":
     MUTANTS["grad_stats"]["a pair's second token is lost"] = ("from + token) << 16", "from + token) << 16 & 0")
