@@ -54,9 +54,7 @@ def bench_kronecker(benchmark, record, roofs, shape, k, dtype, matrices):
     case = cases.Case(*shape, (k, k), given=cases.BOTH)
     P_out, P_in, a, b = checked_tensors(case, dtype)
     ours = (lambda: gg.grad_project(a, b, P_out, P_in)) if matrices == "given" else lambda: gg.grad_project(a, b, k, k)
-    seconds = interleaved(
-        benchmark, ours, {"torch": lambda: (b @ P_out.T).mT @ (a @ P_in.T)}, rounds=30, cold=False
-    )
+    seconds = interleaved(benchmark, ours, {"torch": lambda: (b @ P_out.T).mT @ (a @ P_in.T)}, rounds=30, cold=False)
     record(kind="kronecker", matrices=matrices, **row(case, dtype, "torch", seconds, roofs))
 
 

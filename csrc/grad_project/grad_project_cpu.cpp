@@ -302,7 +302,7 @@ template <class In, class Acc> class Sparse {
   static constexpr int64_t row_step = rows * lanes<Acc>, col_step = cols * lanes<Acc>; // a token's elements of a panel
 
   // A block of tokens of b's panel stays in L1; the block's panels of a, and its unfinished sums, stay in L2.
-  static constexpr int64_t block_tokens = 64;
+  static constexpr int64_t block_tokens = 32;
   static constexpr int block_row_tiles = 4, block_col_tiles = 48 / cols;
   static constexpr int64_t block_rows = block_row_tiles * rows, block_cols = block_col_tiles * cols;
   static_assert(block_rows % 4 == 0 && block_cols % draw_cols == 0);

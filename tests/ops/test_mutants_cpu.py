@@ -52,6 +52,16 @@ MUTANTS = {
         "a cut of tokens is lost": ("int64_t cut = 1; cut < cuts", "int64_t cut = 2; cut < cuts"),
         "the bias gradient reads the weight's sums": ("finish_grad(s.bias, s.features,", "finish_grad(s.bias, 0,"),
     },
+    "grad_project": {
+        "blocks of features forget the earlier ones": ("acc[r][v] = continued ?", "acc[r][v] = false ?"),
+        "rows beyond a word repeat its signs": ("(row + q) / 32 % 4", "0"),
+        "sines keep the sign of the second half turn": ("^ ((quarter & 2) << 62)", ""),
+        "a drawn matrix is not scaled": ("left.P.data ? 1.0 : double(left.k)", "1.0"),
+        "blocks of tokens are scattered apart from the earlier ones": ("acc[r][c] = t ?", "acc[r][c] = false ?"),
+        "every nonzero draws the same": ("/ 4, 2 + j)", "/ 4, 2)"),
+        "the last tasks' tables are lost": ("int64_t cut = 0; cut < cuts", "int64_t cut = 0; cut < 1"),
+        "pieces of a sample overwrite each other": ("(piece % pieces ? sum : 0)", "0"),
+    },
 }
 EDITS = {(op, "unedited"): None for op in MUTANTS} | {
     (op, name): edit for op, edits in MUTANTS.items() for name, edit in edits.items()

@@ -54,13 +54,14 @@ def grad_project(
         2 B T (d k_in + p k_out + k_in k_out) FLOPs; reads a and b once, keeps B T (k_in + k_out) projected features.
 
     Source:
-        LoGra (arXiv 2405.13954, equation 7). Random words are Philox4x32-10 (Salmon et al., SC 2011).
+        LoGra (arXiv 2405.13954). Random words are Philox4x32-10 (Salmon et al., SC 2011).
     """
     matrices = {name: x for name, x in (("P_out", P_out), ("P_in", P_in)) if not isinstance(x, int)}
     _arrays.same_framework(a=a, b=b, **matrices)
     a, b = _arrays.layer(a, b)
     sizes = [
-        _rows(name, P, a, features) for name, P, features in (("P_out", P_out, b.shape[-1]), ("P_in", P_in, a.shape[-1]))
+        _rows(name, P, a, features)
+        for name, P, features in (("P_out", P_out, b.shape[-1]), ("P_in", P_in, a.shape[-1]))
     ]
     if distribution not in ("rademacher", "gaussian"):
         raise ValueError(f"distribution: expected 'rademacher' or 'gaussian', got {distribution!r}")
@@ -74,8 +75,8 @@ def grad_sketch(
 ) -> Array:
     r"""Sparse random projection (count sketch) of the per-sample weight gradients of a linear layer.
 
-    With `G_i = sum_t b_it a_it^T` as for `grad_project`, every entry of G_i is added, under a random sign, to one random
-    bucket in each of `nonzeros` equal parts of `size` buckets:
+    With `G_i = sum_t b_it a_it^T` as for `grad_project`, every entry of G_i is added, under a random sign, to one
+    random bucket in each of `nonzeros` equal parts of `size` buckets:
 
         out_i[h] = sum_{r,c,j: h_j(r,c) = h} s_j(r,c) G_i[r,c] / sqrt(nonzeros).
 
@@ -106,8 +107,8 @@ def grad_sketch(
         B d p (2 T + nonzeros) FLOPs and d p nonzeros hashes; reads a and b once. A tile of G_i lives in registers.
 
     Source:
-        Kane and Nelson, "Sparser Johnson-Lindenstrauss transforms" (J. ACM 2014), the block construction; for gradients,
-        GraSS (arXiv 2505.18976). Random words are Philox4x32-10 (Salmon et al., SC 2011).
+        Kane and Nelson, "Sparser Johnson-Lindenstrauss transforms" (J. ACM 2014), the block construction; for
+        gradients, GraSS (arXiv 2505.18976). Random words are Philox4x32-10 (Salmon et al., SC 2011).
     """
     _arrays.same_framework(a=a, b=b)
     a, b = _arrays.layer(a, b)
