@@ -26,9 +26,9 @@ template <class Lanes> static inline void philox4x32_10(Lanes (&c)[4], uint64_t 
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const Lanes p = wide_product(c[0], 0xD2511F53u), q = wide_product(c[2], 0xCD9E8D57u);
-    c[0] = (q >> 32) ^ c[1] ^ uint64_t{key0};
+    c[0] = (q >> 32) ^ c[1] ^ uint64_t { key0 };
     c[1] = q;
-    c[2] = (p >> 32) ^ c[3] ^ uint64_t{key1};
+    c[2] = (p >> 32) ^ c[3] ^ uint64_t { key1 };
     c[3] = p;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
