@@ -68,8 +68,8 @@ template <class Acc> inline void draw_normals(vec<uint64_t> w0, vec<uint64_t> w1
 constexpr int accumulators = vector_registers == 32 ? 28 : 12;
 template <int vectors> constexpr int tile_rows = accumulators / vectors;
 
-// Tokens that are projected together: their block of features stays in L2 while the panels of P pass, and whole tiles
-// of either width fill them.
+// Tokens that are projected together, or half of them where there are few: their block of features stays in L2 while
+// the panels of P pass, and whole tiles of either width fill them, or tasks would write into each other's tokens.
 constexpr int group_rows = 2 * tile_rows<1>;
 constexpr int64_t block_cols = 256;
 
@@ -105,7 +105,7 @@ template <class In, class Acc> class Kronecker {
 public:
   explicit Kronecker(const GradProject &args) : s(args) {
     const int64_t rows = s.samples * s.tokens;
-    group_tokens = most(tile_rows<1>, least(group_rows, ceil_div(rows, wanted_tasks)));
+    group_tokens = tile_rows<1> * (rows > wanted_tasks * tile_rows<1> ? 2 : 1);
     groups = ceil_div(rows, group_tokens);
     sides[0] = side(s.P_out, 0, s.k_out, s.p, s.b, s.b_sample, s.b_token);
     sides[1] = side(s.P_in, 1, s.k_in, s.d, s.a, s.a_sample, s.a_token);
@@ -113,7 +113,7 @@ public:
 
   void run() {
     static thread_local Workspace panel_space, projected_space;
-    const int64_t rows = groups * group_tokens + group_rows; // tiles may run past the last token
+    const int64_t rows = groups * group_tokens; // tiles may run past the last token
     Acc *panels = panel_space.get<Acc>(sides[0].padded_k * sides[0].n + sides[1].padded_k * sides[1].n);
     Acc *projected = projected_space.get<Acc>(rows * (sides[0].padded_k + sides[1].padded_k));
     for (Side &side : sides) {

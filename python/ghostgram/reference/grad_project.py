@@ -20,18 +20,17 @@ def run(
 ) -> None:
     """Writes P_out G_i P_in^T into a (B, k_out, k_in) output, or the count sketch of G_i into a (B, k) one."""
     d, p = a.shape[2], b.shape[2]
+    gradients = (b[i].T @ a[i] for i in range(a.shape[0]))
     if kind == "sparse":
         buckets, signs = hashes(p, d, out.shape[1], nonzeros, seed, layer)
-    else:
-        P_out = matrix(kind, out.shape[1], p, 0, seed, layer) if P_out is None else P_out
-        P_in = matrix(kind, out.shape[2], d, 1, seed, layer) if P_in is None else P_in
-    for i in range(a.shape[0]):
-        gradient = b[i].T @ a[i]
-        if kind == "sparse":
+        for i, gradient in enumerate(gradients):
             terms = signs * gradient / np.sqrt(nonzeros)
             out[i] = np.bincount(buckets.ravel(), terms.ravel(), minlength=out.shape[1])
-        else:
-            out[i] = P_out @ gradient @ P_in.T
+    else:
+        left = matrix(kind, out.shape[1], p, 0, seed, layer) if P_out is None else P_out
+        right = matrix(kind, out.shape[2], d, 1, seed, layer) if P_in is None else P_in
+        for i, gradient in enumerate(gradients):
+            out[i] = left @ gradient @ right.T
 
 
 def matrix(kind: str, k: int, n: int, purpose: int, seed: int, layer: int) -> F64:
@@ -39,12 +38,12 @@ def matrix(kind: str, k: int, n: int, purpose: int, seed: int, layer: int) -> F6
     rows, cols = np.arange(k)[:, None], np.arange(n)
     if kind == "rademacher":
         word = philox((cols, rows // 128, purpose, layer), seed)[rows // 32 % 4, rows, cols]
-        return (1.0 - 2.0 * (word >> (rows % 32).astype(np.uint64) & np.uint64(1))) / np.sqrt(k)
+        return np.asarray((1.0 - 2.0 * (word >> (rows % 32).astype(np.uint64) & np.uint64(1))) / np.sqrt(k), np.float64)
     words = philox((cols, rows // 4, purpose, layer), seed).astype(np.float64)
     pair = rows // 2 % 2
     radius = np.sqrt(-2 * np.log((words[2 * pair, rows, cols] + 0.5) / 2**32))
     turn = words[2 * pair + 1, rows, cols] / 2**32 + np.where(rows % 2, -0.25, 0.0)  # a sine is a later cosine
-    return radius * _cosine(turn) / np.sqrt(k)
+    return np.asarray(radius * _cosine(turn) / np.sqrt(k), np.float64)
 
 
 def _cosine(turn: F64) -> F64:
@@ -61,7 +60,7 @@ def hashes(p: int, d: int, k: int, nonzeros: int, seed: int, layer: int) -> tupl
     word = philox((cols, rows // 4, 2 + j, layer), seed)[rows % 4, j, rows, cols]
     first = np.arange(nonzeros + 1) * k // nonzeros
     buckets = first[j] + (word * np.diff(first)[j].astype(np.uint64) >> HALF).astype(np.int64)
-    return buckets, 1.0 - 2.0 * (word & np.uint64(1))
+    return buckets.astype(np.int64), np.asarray(1.0 - 2.0 * (word & np.uint64(1)), np.float64)
 
 
 def philox(counter: tuple[Any, Any, Any, Any], seed: int) -> U64:
