@@ -34,7 +34,7 @@ ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/
     "_files": set(),
     "data": {"data", "_files"},
     "report": {"report", "_files"},
-    "testing": {"testing", "_dispatch", "_arrays", "_C"},
+    "testing": {"testing", "reference", "_dispatch", "_arrays", "_C"},
     "cli": {"cli", "testing", "_dispatch", "_C"},
 }
 

@@ -9,6 +9,7 @@ from ghostgram.ops.embedding_stats import EmbeddingStats, embedding_stats
 from ghostgram.ops.grad_dots import grad_dots
 from ghostgram.ops.grad_gram import grad_gram
 from ghostgram.ops.grad_norms import grad_norms
+from ghostgram.ops.grad_project import grad_project, grad_sketch
 from ghostgram.ops.grad_stats import GradStats, grad_stats
 from ghostgram.ops.gumbel_topk import GumbelTopK, gumbel_topk
 
@@ -36,6 +37,8 @@ __all__ = [
     "grad_dots",
     "grad_gram",
     "grad_norms",
+    "grad_project",
+    "grad_sketch",
     "grad_stats",
     "gumbel_topk",
     "in_run_shapley",

@@ -32,6 +32,7 @@ OPS = {
     "embedding_stats": Op(inputs=3, outputs=2),
     "affine_stats": Op(inputs=6, outputs=6),
     "gumbel_topk": Op(inputs=2, outputs=4),
+    "grad_project": Op(inputs=4, outputs=1),
 }
 
 

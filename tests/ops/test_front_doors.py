@@ -33,6 +33,8 @@ def arrays(make=np.asarray, samples=3, tokens=5, d=6, p=4, directions=2, dtype=n
         "mean": normal(samples, tokens),
         "rstd": normal(samples, tokens),
         "row": normal(directions, p),
+        "P_out": normal(5, p),
+        "P_in": normal(7, d),
     }
 
 
@@ -45,6 +47,9 @@ DOORS = {
     "embedding_stats": lambda v: gg.embedding_stats(v["ids"], v["b"], v["table"], padding_idx=2),
     "affine_stats": lambda v: gg.affine_stats(v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"]),
     "affine_stats of a bias": lambda v: gg.affine_stats(v["b"], D_bias=v["row"]),
+    "grad_project": lambda v: gg.grad_project(v["a"], v["b"], v["P_out"], v["P_in"]),
+    "grad_project at random": lambda v: gg.grad_project(v["a"], v["b"], 3, 2, distribution="gaussian", seed=5),
+    "grad_sketch": lambda v: gg.grad_sketch(v["a"], v["b"], 11, nonzeros=2, seed=5, layer=1),
 }
 
 
@@ -68,7 +73,8 @@ def test_every_framework_gives_the_same_numbers_and_its_own_type(door, framework
 @pytest.mark.parametrize("door", DOORS)
 def test_the_reference_backend_agrees(door, monkeypatch):
     expected = results(DOORS[door](arrays(dtype=np.float64)))
-    for name in ("grad_norms", "grad_dots", "grad_gram", "grad_stats", "embedding_stats", "affine_stats"):
+    of_layers = ("grad_norms", "grad_dots", "grad_gram", "grad_stats", "grad_project", "grad_sketch")
+    for name in (*of_layers, "embedding_stats", "affine_stats"):
         front = getattr(gg, name)
         monkeypatch.setattr(gg, name, partial(front, backend="reference"))
     for got, truth in zip(results(DOORS[door](arrays(dtype=np.float64))), expected, strict=True):
@@ -120,6 +126,11 @@ def op_samples():
             (v["mean"].flatten(), None, 4, 1, 0.5, "auto"),
             (half["mean"].flatten(), torch.arange(15) * -(2**59), 99, -1, 1.0, "auto"),
         ],
+        "grad_project": [
+            (v["a"], v["b"], v["P_out"], None, 5, 3, "rademacher", 1, 0, "auto"),
+            (half["a"], half["b"], None, v["P_in"], 2, 7, "gaussian", 0, 4, "auto"),
+        ],
+        "grad_sketch": [(v["a"], v["b"], 9, 2, 1, 0, "auto"), (half["a"], half["b"], 5, 1, 0, 3, "auto")],
     }
 
 
@@ -167,6 +178,15 @@ ERRORS = [
     (lambda v: gg.affine_stats(v["b"], v["x"], rstd=v["rstd"].astype(float)), TypeError, r"^rstd: expected float32"),
     (lambda v: gg.affine_stats(v["b"], rstd=v["rstd"]), ValueError, r"^rstd: expected None without x"),
     (lambda v: gg.affine_stats(v["b"], D_bias=v["row"][:, :3]), ValueError, r"^D_bias: expected shape \(K, 4\)"),
+    (lambda v: gg.grad_project(v["a"], v["b"], v["P_in"], 3), ValueError, r"^P_out: expected shape \(k, 4\), got"),
+    (lambda v: gg.grad_project(v["a"], v["b"], 3, v["P_in"].astype(float)), TypeError, r"^P_in: expected float32 or"),
+    (lambda v: gg.grad_project(v["a"], v["b"], 3, 0), ValueError, r"^P_in: expected a matrix or a positive number"),
+    (lambda v: gg.grad_project(v["a"], v["b"], 3, "3"), TypeError, r"^P_in: expected a torch, NumPy, JAX or CuPy"),
+    (lambda v: gg.grad_project(v["a"], v["b"], 3, 2, distribution="x"), ValueError, r"^distribution: expected 'rad"),
+    (lambda v: gg.grad_sketch(v["a"], v["b"], 0), ValueError, r"^size: expected 1 <= size"),
+    (lambda v: gg.grad_sketch(v["a"], v["b"], 4, nonzeros=5), ValueError, r"^nonzeros: expected 1 <= nonzeros <= size"),
+    (lambda v: gg.grad_sketch(v["a"], v["b"], 4, seed=-1), ValueError, r"^seed: expected 0 <= seed < 2\^63, got -1"),
+    (lambda v: gg.grad_sketch(v["a"], v["b"], 4, layer=2**32), ValueError, r"^layer: expected 0 <= layer < 2\^32"),
 ]
 
 

@@ -53,6 +53,16 @@ MUTANTS = {
         "ties go to the larger id": ("? id(x.pick) < id(y.pick) :", "? id(x.pick) > id(y.pick) :"),
         "the threshold is too high": ("*s.threshold = s.keys[s.k - 1]", "*s.threshold = s.keys[s.k / 2]"),
     },
+    "grad_project": {
+        "blocks of features forget the earlier ones": ("acc[r][v] = continued ?", "acc[r][v] = false ?"),
+        "rows beyond a word repeat its signs": ("(row + q) / 32 % 4", "0"),
+        "sines keep the sign of the second half turn": ("^ ((quarter & 2) << 62)", ""),
+        "a drawn matrix is not scaled": ("left.P.data ? 1.0 : double(left.k)", "1.0"),
+        "blocks of tokens are scattered apart from the earlier ones": ("acc[r][c] = t ?", "acc[r][c] = false ?"),
+        "every nonzero draws the same": ("/ 4, 2 + j)", "/ 4, 2)"),
+        "the last tasks' tables are lost": ("int64_t cut = 0; cut < cuts", "int64_t cut = 0; cut < 1"),
+        "pieces of a sample overwrite each other": ("(piece % pieces ? sum : 0)", "0"),
+    },
 }
 if _C.isa() == "avx512bf16":
     MUTANTS["grad_stats"]["a pair's second token is lost"] = ("from + token) << 16", "from + token) << 16 & 0")

@@ -1,0 +1,96 @@
+#include "core/isa.h"
+#include "core/view.h"
+#include "grad_project/grad_project.h"
+
+#include <optional>
+
+GG_PER_ISA(grad_project, GradProject)
+
+namespace gg {
+namespace {
+
+GradProject::Kind kind_from(const std::string &name) {
+  if (name == "rademacher")
+    return GradProject::Kind::rademacher;
+  if (name == "gaussian")
+    return GradProject::Kind::gaussian;
+  if (name == "sparse")
+    return GradProject::Kind::sparse;
+  throw py::value_error("kind: expected rademacher, gaussian or sparse, got " + name);
+}
+
+bool contiguous(const View &view) {
+  int64_t count = 1;
+  bool whole = true;
+  for (int i = view.ndim - 1; i >= 0; count *= view.shape[i--])
+    whole = whole && (view.stride[i] == count || view.shape[i] <= 1);
+  return whole || count == 0;
+}
+
+// Everything the kernel relies on for memory safety; the front door has already said it more kindly.
+struct Call {
+  View a, b;
+  std::optional<View> P_out, P_in;
+  View out;
+  GradProject args{};
+
+  Call(py::handle a_, py::handle b_, py::handle P_out_, py::handle P_in_, py::handle out_, const std::string &kind,
+       int64_t nonzeros, uint64_t seed, uint32_t layer)
+      : a("a", a_), b("b", b_), out("out", out_) {
+    expect(a.ndim == 3 && a.unit_inner_stride(), "a", "(B, T, d) with inner stride 1", a);
+    expect(b.ndim == 3 && b.unit_inner_stride(), "b", "(B, T, p) with inner stride 1", b);
+    expect(b.shape[0] == a.shape[0] && b.shape[1] == a.shape[1], "b", "the samples and tokens of a", b);
+    expect(a.dtype < DType::i32, "a", "a floating dtype", a);
+    expect(b.dtype == a.dtype, "b", "the dtype of a", b);
+    args.dtype = a.dtype, args.kind = kind_from(kind), args.seed = seed, args.layer = layer;
+    args.samples = a.shape[0], args.tokens = a.shape[1], args.d = a.shape[2], args.p = b.shape[2];
+    args.a = a.data, args.a_sample = a.stride[0], args.a_token = a.stride[1];
+    args.b = b.data, args.b_sample = b.stride[0], args.b_token = b.stride[1];
+    args.out = out.data;
+    const DType sums = a.dtype == DType::f64 ? DType::f64 : DType::f32;
+    const bool sparse = args.kind == GradProject::Kind::sparse;
+    expect(out.ndim == (sparse ? 2 : 3), "out", sparse ? "(B, k)" : "(B, k_out, k_in)", out);
+    if (sparse) {
+      args.buckets = out.shape[1], args.nonzeros = nonzeros;
+      expect(1 <= nonzeros && nonzeros <= args.buckets && args.buckets <= INT32_MAX, "out",
+             "nonzeros from 1 to the number of buckets, and fewer than 2^31 of these", out);
+      expect_output("out", out, sums, {args.samples, args.buckets});
+    } else {
+      args.k_out = out.shape[1], args.k_in = out.shape[2];
+      expect_output("out", out, sums, {args.samples, args.k_out, args.k_in});
+      take(P_out, "P_out", P_out_, args.k_out, args.p, args.P_out);
+      take(P_in, "P_in", P_in_, args.k_in, args.d, args.P_in);
+    }
+    expect(contiguous(out), "out", "C-contiguous", out);
+    for (const View *v : {&b, P_out ? &*P_out : nullptr, P_in ? &*P_in : nullptr, &out})
+      if (v)
+        expect(v->device.type == a.device.type && v->device.index == a.device.index, "grad_project",
+               "all arrays on one device", *v);
+  }
+
+  void take(std::optional<View> &view, const char *name, py::handle object, int64_t k, int64_t n,
+            GradProject::Matrix &matrix) {
+    if (object.is_none())
+      return;
+    view.emplace(name, object);
+    expect(view->ndim == 2 && view->shape[0] == k && view->shape[1] == n && view->unit_inner_stride(), name,
+           "(k, features) like out and its side of the layer, with inner stride 1", *view);
+    expect(view->dtype == args.dtype || view->dtype == (args.dtype == DType::f64 ? DType::f64 : DType::f32), name,
+           "the dtype of a, or of its sums", *view);
+    matrix = {view->data, view->dtype, view->stride[0]};
+  }
+};
+
+} // namespace
+
+void bind_grad_project(py::module_ &cpu, py::module_ &) {
+  cpu.def("grad_project", [](py::handle a, py::handle b, py::handle P_out, py::handle P_in, py::handle out,
+                             const std::string &kind, int64_t nonzeros, uint64_t seed, uint32_t layer) {
+    Call call(a, b, P_out, P_in, out, kind, nonzeros, seed, layer);
+    expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
+    py::gil_scoped_release free;
+    grad_project_cpu(call.args);
+  });
+}
+
+} // namespace gg
