@@ -10,6 +10,7 @@ from ghostgram.ops.grad_dots import grad_dots
 from ghostgram.ops.grad_gram import grad_gram
 from ghostgram.ops.grad_norms import grad_norms
 from ghostgram.ops.grad_stats import GradStats, grad_stats
+from ghostgram.ops.softmax_stats import SoftmaxStats, el2n, softmax_stats
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.in_run_shapley import InRunShapley, ShapleyResult, in_run_shapley
@@ -29,13 +30,16 @@ __all__ = [
     "GradStats",
     "InRunShapley",
     "ShapleyResult",
+    "SoftmaxStats",
     "affine_stats",
+    "el2n",
     "embedding_stats",
     "grad_dots",
     "grad_gram",
     "grad_norms",
     "grad_stats",
     "in_run_shapley",
+    "softmax_stats",
 ]
 
 

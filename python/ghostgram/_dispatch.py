@@ -31,6 +31,7 @@ OPS = {
     "grad_gram": Op(inputs=4, outputs=1),
     "embedding_stats": Op(inputs=3, outputs=2),
     "affine_stats": Op(inputs=6, outputs=6),
+    "softmax_stats": Op(inputs=2, outputs=4),
 }
 
 

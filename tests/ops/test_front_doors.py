@@ -35,6 +35,8 @@ def arrays(make=np.asarray, samples=3, tokens=5, d=6, p=4, directions=2, dtype=n
         "mean": normal(samples, tokens),
         "rstd": normal(samples, tokens),
         "row": normal(directions, p),
+        "logits": normal(samples, tokens, 7),
+        "soft": make(rng.random((samples, tokens, 7)).astype(dtype)),
     }
 
 
@@ -47,6 +49,9 @@ DOORS = {
     "embedding_stats": lambda v: gg.embedding_stats(v["ids"], v["b"], v["table"], padding_idx=2),
     "affine_stats": lambda v: gg.affine_stats(v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"]),
     "affine_stats of a bias": lambda v: gg.affine_stats(v["b"], D_bias=v["row"]),
+    "softmax_stats": lambda v: gg.softmax_stats(v["logits"], v["ids"], ignore_index=3),
+    "softmax_stats of distributions": lambda v: gg.softmax_stats(v["logits"], v["soft"]),
+    "el2n": lambda v: gg.el2n(v["logits"], v["ids"]),
 }
 
 
@@ -70,7 +75,7 @@ def test_every_framework_gives_the_same_numbers_and_its_own_type(door, framework
 @pytest.mark.parametrize("door", DOORS)
 def test_the_reference_backend_agrees(door, monkeypatch):
     expected = results(DOORS[door](arrays(dtype=np.float64)))
-    for name in ("grad_norms", "grad_dots", "grad_gram", "grad_stats", "embedding_stats", "affine_stats"):
+    for name in {door.partition(" ")[0] for door in DOORS}:
         front = getattr(gg, name)
         monkeypatch.setattr(gg, name, partial(front, backend="reference"))
     for got, truth in zip(results(DOORS[door](arrays(dtype=np.float64))), expected, strict=True):
@@ -117,6 +122,11 @@ def op_samples():
         "affine_stats": [
             (v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "auto"),
             (half["b"], None, None, None, None, v["row"], False, "auto"),
+        ],
+        "softmax_stats": [
+            (v["logits"], v["ids"], 3, "auto"),
+            (half["logits"], v["ids"].long(), -100, "auto"),
+            (half["logits"], v["soft"], -100, "auto"),
         ],
     }
 
@@ -165,6 +175,13 @@ ERRORS = [
     (lambda v: gg.affine_stats(v["b"], v["x"], rstd=v["rstd"].astype(float)), TypeError, r"^rstd: expected float32"),
     (lambda v: gg.affine_stats(v["b"], rstd=v["rstd"]), ValueError, r"^rstd: expected None without x"),
     (lambda v: gg.affine_stats(v["b"], D_bias=v["row"][:, :3]), ValueError, r"^D_bias: expected shape \(K, 4\)"),
+    (lambda v: gg.softmax_stats(v["ids"], v["ids"]), TypeError, r"^logits: expected float32"),
+    (lambda v: gg.softmax_stats(v["logits"], v["ids"][:, :4]), ValueError, r"^labels: expected shape \(3, 5\) like"),
+    (lambda v: gg.el2n(v["logits"], v["ids"].astype(np.int16)), TypeError, r"^labels: expected int32 or int64"),
+    (lambda v: gg.softmax_stats(v["logits"], v["soft"][..., :6]), ValueError, r"^labels: expected distributions of"),
+    (lambda v: gg.el2n(v["logits"], v["soft"].astype(float)), TypeError, r"^labels: .* or float32 distributions"),
+    (lambda v: gg.softmax_stats(v["logits"], v["ids"] + 1), IndexError, r"^labels: expected 0 <= label < 7 .*, got 7"),
+    (lambda v: gg.el2n(v["logits"][0, 0, 0:1].reshape(()), v["ids"]), ValueError, r"^logits: expected \(\.\.\., C\)"),
 ]
 
 
@@ -238,12 +255,12 @@ def test_samples_permute(sizes, seed):
 def test_middle_axes_are_tokens(sizes, split, seed):
     sizes = sizes | {"tokens": sizes["tokens"] * split}
     v = arrays(**sizes, seed=seed)
-    per_token = ("a", "b", "x", "mean", "rstd", "ids")
+    per_token = ("a", "b", "x", "mean", "rstd", "ids", "logits", "soft")
     cut = v | {n: v[n].reshape(sizes["samples"], split, -1, *v[n].shape[2:]) for n in per_token}
     for door, call in DOORS.items():
         if door != "grad_gram of two":
             for whole, parts in zip(results(call(v)), results(call(cut)), strict=True):
-                assert np.array_equal(whole, parts)
+                assert np.array_equal(whole.ravel(), parts.ravel())
 
 
 ROOMS = {
@@ -254,6 +271,7 @@ ROOMS = {
     "affine_stats": lambda v: _torch.call(
         "affine_stats", v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "cpu"
     ),
+    "softmax_stats": lambda v: _torch.call("softmax_stats", v["logits"], v["ids"], -100, "cpu"),
 }
 
 
