@@ -20,10 +20,11 @@ SHAPES = {(4096, 50257): 5, (8, 262144): 50, (256, 1000): 500, (50000, 10): 50}
 def with_torch(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Loss, EL2N, entropy and largest probability in whole arrays, in float32 like ours."""
     log_p = torch.log_softmax(logits, 1, dtype=torch.float32)
-    loss = -log_p.gather(1, labels[:, None])[:, 0]
     p = log_p.exp()
-    entropy = -(p * log_p).sum(1)
-    largest = p.amax(1)
+    entropy, largest = -(p * log_p).sum(1), p.amax(1)
+    if labels.is_floating_point():
+        return -(labels * log_p).sum(1), p.sub_(labels).norm(dim=1), entropy, largest
+    loss = -log_p.gather(1, labels[:, None])[:, 0]
     p.scatter_add_(1, labels[:, None], torch.full((len(labels), 1), -1.0))
     return loss, p.norm(dim=1), entropy, largest
 
@@ -64,4 +65,22 @@ def bench_class_numbers(benchmark, record, shape, dtype):
         torch_ms=1e3 * seconds["torch"],
         torch_over_ours=seconds["torch"] / seconds["ours"],
         log_softmax_over_ours=seconds["log_softmax alone"] / seconds["ours"],
+    )
+
+
+def bench_distributions(benchmark, record):
+    rows, classes = 512, 50257
+    logits, other = torch.randn((2, rows, classes), generator=torch.Generator().manual_seed(0)).mul_(3)
+    labels = torch.softmax(other, 1)
+    ours, rivals = lambda: gg.softmax_stats(logits, labels), {"torch": lambda: with_torch(logits, labels)}
+    for got, expected in zip(ours(), with_torch(logits, labels), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    seconds = interleaved(benchmark, ours, rivals, rounds=10, cold=False)
+    record(
+        shape=f"{rows}x{classes}",
+        dtype="float32, distributions",
+        ms=1e3 * seconds["ours"],
+        gbytes=2 * logits.nbytes / seconds["ours"] / 1e9,
+        torch_ms=1e3 * seconds["torch"],
+        torch_over_ours=seconds["torch"] / seconds["ours"],
     )

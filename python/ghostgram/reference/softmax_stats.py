@@ -23,10 +23,9 @@ def run(
     if labels.ndim == 2:
         allowed = (labels == ignore_index) | ((labels >= 0) & (labels < classes))
         if not allowed.all():
-            at = int(np.argmin(allowed))
-            raise IndexError(
-                f"labels: expected 0 <= label < {classes} or ignore_index {ignore_index}, got {labels.flat[at]} at row {at}"
-            )
+            bad = int(np.argmin(allowed))
+            expected = f"0 <= label < {classes} or ignore_index {ignore_index}"
+            raise IndexError(f"labels: expected {expected}, got {labels.flat[bad]} at row {bad}")
     for row in np.ndindex(logits.shape[:2]):
         if labels.ndim == 2 and labels[row] == ignore_index:
             loss[row] = el2n[row] = entropy[row] = max_probability[row] = 0
