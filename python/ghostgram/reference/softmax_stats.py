@@ -32,10 +32,13 @@ def run(
         elif classes == 0 or not np.isfinite(logits[row].max()):
             loss[row] = el2n[row] = entropy[row] = max_probability[row] = np.nan
         else:
-            of_label = _of_class_number if labels.ndim == 2 else _of_distribution
             first, others, log_total, entropy[row] = _softmax(logits[row])
             max_probability[row] = 1 / (1 + others)
-            loss[row], el2n[row] = of_label(logits[row], labels[row], first, others, log_total)
+            if labels.ndim == 2:
+                of_label = _of_class_number(logits[row], int(labels[row]), first, others, log_total)
+            else:
+                of_label = _of_distribution(logits[row], np.asarray(labels[row], float), first, others, log_total)
+            loss[row], el2n[row] = of_label
 
 
 def _softmax(z: F64) -> tuple[int, float, float, float]:

@@ -117,7 +117,7 @@ def _logits(case: Case, rng: np.random.Generator, y: NDArray[np.int64]) -> F64:
 def _distributions(case: Case, rng: np.random.Generator, y: NDArray[np.int64], logits: F64) -> F64:
     shape = logits.shape
     if case.labels == "one-hot":
-        return (np.arange(case.classes) == y[..., None]).astype(np.float64)
+        return np.asarray(np.arange(case.classes) == y[..., None], np.float64)
     if case.labels == "the softmax":
         q = np.exp(logits - logits.max(-1, keepdims=True))
         return np.asarray(q / q.sum(-1, keepdims=True))
