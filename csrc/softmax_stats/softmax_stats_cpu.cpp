@@ -258,7 +258,8 @@ inline vec<double> squares_in_double(vec<float> x) {
 }
 
 // p - q is formed class by class: from sums it would be the small difference of large ones. That needs the row's total,
-// and so a second read. The first's p is 1 - others / total, and is subtracted as such.
+// and so a second read. The first's p is 1 - others / total, and is subtracted as such; its weight may be outside of
+// what exp_minus takes, and is not used.
 template <class Acc, class In, class Label>
 Residual residual_block(const In *z, const Label *q, int64_t n, const Row &row) {
   vec<Acc> loss{}, mass{};
