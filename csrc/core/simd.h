@@ -37,15 +37,9 @@ template <class T> static inline void store(T *to, vec<T> v) { std::memcpy(to, &
 // x in every lane. Subtracting zero folds away; adding it would not, for the sake of -0.
 template <class T> static inline vec<T> splat(T x) { return x - vec<T>{}; }
 
-// Lane sums by halving: a fixed order, and log2(lanes) roundings instead of lanes.
-template <class T> static inline T sum_lanes(vec<T> v) {
-  T x[lanes<T>];
-  std::memcpy(x, &v, sizeof v);
-  for (int half = lanes<T> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i)
-      x[i] += x[i + half];
-  return x[0];
-}
+// Lane by lane; y where either is NaN: exactly what the processor's instructions do, and what this becomes.
+template <class V> static inline V smaller(V x, V y) { return x < y ? x : y; }
+template <class V> static inline V larger(V x, V y) { return x > y ? x : y; }
 
 // Adds neighbouring halves of x to the lanes of a float64 sum.
 static inline void add_wide(vec<double> &sum, vec<double> x) { sum += x; }
@@ -62,6 +56,23 @@ template <int n, int... lane> struct count_lanes : count_lanes<n - 1, n - 1, lan
 template <int... lane> struct count_lanes<0, lane...> {
   using type = Lanes<lane...>;
 };
+
+// Lane l holds what lane l + by held.
+template <class T, int by, int... lane> static inline vec<T> rotated(vec<T> v, Lanes<lane...>) {
+  return __builtin_shufflevector(v, v, ((lane + by) % lanes<T>)...);
+}
+template <class T, int by> static inline vec<T> rotated(vec<T> v) {
+  return rotated<T, by>(v, typename count_lanes<lanes<T>>::type{});
+}
+
+// Lane sums by halving: a fixed order, and log2(lanes) roundings instead of lanes.
+template <class T, int half = lanes<T> / 2> static inline T sum_lanes(vec<T> v) {
+  v += rotated<T, half>(v);
+  if constexpr (half > 1)
+    return sum_lanes<T, half / 2>(v);
+  else
+    return v[0];
+}
 
 // In every block of 2h lanes: the halves of x's block added, then those of y's.
 template <int h, class V, int... lane> static inline V fold_pair(V x, V y, Lanes<lane...>) {

@@ -12,6 +12,7 @@ from ghostgram.ops.grad_norms import grad_norms
 from ghostgram.ops.grad_project import grad_project, grad_sketch
 from ghostgram.ops.grad_stats import GradStats, grad_stats
 from ghostgram.ops.gumbel_topk import GumbelTopK, gumbel_topk
+from ghostgram.ops.softmax_stats import SoftmaxStats, el2n, softmax_stats
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.in_run_shapley import InRunShapley, ShapleyResult, in_run_shapley
@@ -32,7 +33,9 @@ __all__ = [
     "GumbelTopK",
     "InRunShapley",
     "ShapleyResult",
+    "SoftmaxStats",
     "affine_stats",
+    "el2n",
     "embedding_stats",
     "grad_dots",
     "grad_gram",
@@ -42,6 +45,7 @@ __all__ = [
     "grad_stats",
     "gumbel_topk",
     "in_run_shapley",
+    "softmax_stats",
 ]
 
 

@@ -33,6 +33,7 @@ OPS = {
     "affine_stats": Op(inputs=6, outputs=6),
     "gumbel_topk": Op(inputs=2, outputs=4),
     "grad_project": Op(inputs=4, outputs=1),
+    "softmax_stats": Op(inputs=2, outputs=4),
 }
 
 

@@ -35,6 +35,8 @@ def arrays(make=np.asarray, samples=3, tokens=5, d=6, p=4, directions=2, dtype=n
         "row": normal(directions, p),
         "P_out": normal(5, p),
         "P_in": normal(7, d),
+        "logits": normal(samples, tokens, 7),
+        "soft": make(rng.random((samples, tokens, 7)).astype(dtype)),
     }
 
 
@@ -50,6 +52,9 @@ DOORS = {
     "grad_project": lambda v: gg.grad_project(v["a"], v["b"], v["P_out"], v["P_in"]),
     "grad_project at random": lambda v: gg.grad_project(v["a"], v["b"], 3, 2, distribution="gaussian", seed=5),
     "grad_sketch": lambda v: gg.grad_sketch(v["a"], v["b"], 11, nonzeros=2, seed=5, layer=1),
+    "softmax_stats": lambda v: gg.softmax_stats(v["logits"], v["ids"], ignore_index=3),
+    "softmax_stats of distributions": lambda v: gg.softmax_stats(v["logits"], v["soft"]),
+    "el2n": lambda v: gg.el2n(v["logits"], v["ids"]),
 }
 
 
@@ -73,8 +78,7 @@ def test_every_framework_gives_the_same_numbers_and_its_own_type(door, framework
 @pytest.mark.parametrize("door", DOORS)
 def test_the_reference_backend_agrees(door, monkeypatch):
     expected = results(DOORS[door](arrays(dtype=np.float64)))
-    of_layers = ("grad_norms", "grad_dots", "grad_gram", "grad_stats", "grad_project", "grad_sketch")
-    for name in (*of_layers, "embedding_stats", "affine_stats"):
+    for name in {door.partition(" ")[0] for door in DOORS}:
         front = getattr(gg, name)
         monkeypatch.setattr(gg, name, partial(front, backend="reference"))
     for got, truth in zip(results(DOORS[door](arrays(dtype=np.float64))), expected, strict=True):
@@ -131,6 +135,11 @@ def op_samples():
             (half["a"], half["b"], None, v["P_in"], 2, 7, "gaussian", 0, 4, "auto"),
         ],
         "grad_sketch": [(v["a"], v["b"], 9, 2, 1, 0, "auto"), (half["a"], half["b"], 5, 1, 0, 3, "auto")],
+        "softmax_stats": [
+            (v["logits"], v["ids"], 3, "auto"),
+            (half["logits"], v["ids"].long(), -100, "auto"),
+            (half["logits"], v["soft"], -100, "auto"),
+        ],
     }
 
 
@@ -187,6 +196,13 @@ ERRORS = [
     (lambda v: gg.grad_sketch(v["a"], v["b"], 4, nonzeros=5), ValueError, r"^nonzeros: expected 1 <= nonzeros <= size"),
     (lambda v: gg.grad_sketch(v["a"], v["b"], 4, seed=-1), ValueError, r"^seed: expected 0 <= seed < 2\^63, got -1"),
     (lambda v: gg.grad_sketch(v["a"], v["b"], 4, layer=2**32), ValueError, r"^layer: expected 0 <= layer < 2\^32"),
+    (lambda v: gg.softmax_stats(v["ids"], v["ids"]), TypeError, r"^logits: expected float32"),
+    (lambda v: gg.softmax_stats(v["logits"], v["ids"][:, :4]), ValueError, r"^labels: expected shape \(3, 5\) like"),
+    (lambda v: gg.el2n(v["logits"], v["ids"].astype(np.int16)), TypeError, r"^labels: expected int32 or int64"),
+    (lambda v: gg.softmax_stats(v["logits"], v["soft"][..., :6]), ValueError, r"^labels: expected distributions of"),
+    (lambda v: gg.el2n(v["logits"], v["soft"].astype(float)), TypeError, r"^labels: .* or float32 distributions"),
+    (lambda v: gg.softmax_stats(v["logits"], v["ids"] + 1), IndexError, r"^labels: expected 0 <= label < 7 .*, got 7"),
+    (lambda v: gg.el2n(v["logits"][0, 0, 0:1].reshape(()), v["ids"]), ValueError, r"^logits: expected \(\.\.\., C\)"),
 ]
 
 
@@ -260,12 +276,12 @@ def test_samples_permute(sizes, seed):
 def test_middle_axes_are_tokens(sizes, split, seed):
     sizes = sizes | {"tokens": sizes["tokens"] * split}
     v = arrays(**sizes, seed=seed)
-    per_token = ("a", "b", "x", "mean", "rstd", "ids")
+    per_token = ("a", "b", "x", "mean", "rstd", "ids", "logits", "soft")
     cut = v | {n: v[n].reshape(sizes["samples"], split, -1, *v[n].shape[2:]) for n in per_token}
     for door, call in DOORS.items():
         if door != "grad_gram of two":
             for whole, parts in zip(results(call(v)), results(call(cut)), strict=True):
-                assert np.array_equal(whole, parts)
+                assert np.array_equal(whole.ravel(), parts.ravel())
 
 
 def test_embedding_takes_expanded_ids_and_a_padding_row():

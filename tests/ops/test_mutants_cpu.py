@@ -63,6 +63,21 @@ MUTANTS = {
         "the last tasks' tables are lost": ("int64_t cut = 0; cut < cuts", "int64_t cut = 0; cut < 1"),
         "pieces of a sample overwrite each other": ("(piece % pieces ? sum : 0)", "0"),
     },
+    "softmax_stats": {
+        "a new largest logit goes unnoticed": ("if (any < 0)", "if (false)"),
+        "the largest logit counts among the rest": ("found.rest.sum -= 1;", ""),
+        "a largest logit that is no more is forgotten": ("if (demoted > -infinity<double>)", "if (false)"),
+        "squares are moved to a new reference once": ("scale * scale * part.rest.squares", "scale * part.rest.squares"),
+        "the spread stays where the old reference was": ("part.rest.spread + below *", "part.rest.spread + 0 *"),
+        "el2n leaves the label among the others": ("except = 1 + (others - w)", "except = 1 + others"),
+        "the first cut of a long row is lost": (
+            "cut = 0; cut < cuts; ++cut)\n        whole.merge",
+            "cut = 1; cut < cuts; ++cut)\n        whole.merge",
+        ),
+        "classes beyond whole vectors are dropped": ("sums[1].add(load_some(", "if (false) sums[1].add(load_some("),
+        "a distribution's first class is near 1 by subtraction": ("(1 - qc) - missing", "(1 - missing) - qc"),
+        "classes that cannot be make the loss NaN": ("qc != 0 ? qc * (first - zc) : vec<Acc>{}", "qc * (first - zc)"),
+    },
 }
 if _C.isa() == "avx512bf16":
     MUTANTS["grad_stats"]["a pair's second token is lost"] = ("from + token) << 16", "from + token) << 16 & 0")

@@ -1,0 +1,75 @@
+#include "core/isa.h"
+#include "core/view.h"
+#include "softmax_stats/softmax_stats.h"
+
+GG_PER_ISA(softmax_stats, SoftmaxStats)
+
+namespace gg {
+namespace {
+
+// Everything the kernel relies on for memory safety; the front door has already said it more kindly.
+struct Call {
+  View logits, labels, loss, el2n, entropy, max_probability;
+  SoftmaxStats args{};
+  int64_t bad_row = -1;
+
+  Call(py::handle logits_, py::handle labels_, py::handle loss_, py::handle el2n_, py::handle entropy_,
+       py::handle max_probability_, int64_t ignore_index)
+      : logits("logits", logits_), labels("labels", labels_), loss("loss", loss_), el2n("el2n", el2n_),
+        entropy("entropy", entropy_), max_probability("max_probability", max_probability_) {
+    expect(logits.ndim == 3 && logits.unit_inner_stride() && logits.dtype < DType::i32, "logits",
+           "a floating (B, T, C) with inner stride 1", logits);
+    const DType outputs = logits.dtype == DType::f64 ? DType::f64 : DType::f32;
+    const bool distributions = labels.dtype < DType::i32;
+    expect(labels.ndim == (distributions ? 3 : 2) && labels.shape[0] == logits.shape[0] &&
+               labels.shape[1] == logits.shape[1] && (!distributions || labels.shape[2] == logits.shape[2]),
+           "labels", "int32 or int64 (B, T), or a floating (B, T, C), like logits", labels);
+    expect(!distributions || (labels.unit_inner_stride() && (labels.dtype == logits.dtype || labels.dtype == outputs)),
+           "labels", "inner stride 1, and the dtype of logits or of the outputs", labels);
+    args.dtype = logits.dtype, args.label_dtype = labels.dtype;
+    args.samples = logits.shape[0], args.tokens = logits.shape[1], args.classes = logits.shape[2];
+    args.ignore_index = ignore_index;
+    args.logits = logits.data, args.logit_sample = logits.stride[0], args.logit_token = logits.stride[1];
+    args.labels = labels.data, args.label_sample = labels.stride[0], args.label_token = labels.stride[1];
+    output("loss", loss, outputs, args.loss);
+    output("el2n", el2n, outputs, args.el2n);
+    output("entropy", entropy, outputs, args.entropy);
+    output("max_probability", max_probability, outputs, args.max_probability);
+    for (const View *v : {&labels, &loss, &el2n, &entropy, &max_probability})
+      expect(v->device.type == logits.device.type && v->device.index == logits.device.index, "softmax_stats",
+             "all arrays on one device", *v);
+    args.bad_row = &bad_row;
+  }
+
+  void check_labels() const {
+    if (bad_row >= 0)
+      throw py::index_error("labels: expected 0 <= label < " + std::to_string(args.classes) + " or ignore_index " +
+                            std::to_string(args.ignore_index) + ", got " +
+                            std::to_string(args.class_number(bad_row / args.tokens, bad_row % args.tokens)) +
+                            " at row " + std::to_string(bad_row));
+  }
+
+private:
+  void output(const char *name, const View &view, DType dtype, void *&data) const {
+    expect_output(name, view, dtype, {args.samples, args.tokens});
+    expect(view.stride[0] == args.tokens || args.samples <= 1 || args.tokens == 0, name, "C-contiguous", view);
+    data = view.data;
+  }
+};
+
+} // namespace
+
+void bind_softmax_stats(py::module_ &cpu, py::module_ &) {
+  cpu.def("softmax_stats", [](py::handle logits, py::handle labels, py::handle loss, py::handle el2n,
+                              py::handle entropy, py::handle max_probability, int64_t ignore_index) {
+    Call call(logits, labels, loss, el2n, entropy, max_probability, ignore_index);
+    expect(call.logits.device.type == dlpack::cpu, "logits", "CPU memory", call.logits);
+    {
+      py::gil_scoped_release free;
+      softmax_stats_cpu(call.args);
+    }
+    call.check_labels();
+  });
+}
+
+} // namespace gg
