@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import save
 
-from ghostgram import _C
 from ghostgram.testing import roofline
 
-RESULTS = Path(__file__).parent / "results"
 LINES = pytest.StashKey[list[str]]()
 
 
@@ -37,19 +31,7 @@ def record(request: pytest.FixtureRequest, roofs: roofline.Roofs) -> Iterator[Ca
         lines.append("  ".join(cells))
 
     yield add
-    device = roofline.processor()
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
-    found = json.loads(path.read_text()) if path.exists() else {}
-    found[request.path.stem.removeprefix("bench_")] = {
-        "device": device,
-        "isa": _C.isa(),
-        "threads": _C.num_threads(),
-        "versions": {name: version(name) for name in ("ghostgram", "numpy", "torch")},
-        "roofs": dataclasses.asdict(roofs),
-        "rows": rows,
-    }
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    save(request.path.stem.removeprefix("bench_"), rows, roofs)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
