@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import save
 
-from ghostgram import _C
 from ghostgram.testing import roofline
 
-RESULTS = Path(__file__).parent / "results"
 LINES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
 def roofs(request: pytest.FixtureRequest) -> roofline.Roofs:
     """This machine's roofs for the benchmark's `dtype` (float32 if it has none), measured right before it runs."""
-    return roofline.measure(0.2, request.node.callspec.params.get("dtype", "float32"))
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return roofline.measure(0.2, params.get("dtype", "float32"))
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +26,7 @@ def rows(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
     """What the benchmarks of a file have recorded; when the file is through, it is written to results/<device>.json."""
     rows: list[dict[str, Any]] = []
     yield rows
-    device = roofline.processor()
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
-    found = json.loads(path.read_text()) if path.exists() else {}
-    found[request.path.stem.removeprefix("bench_")] = {
-        "device": device,
-        "isa": _C.isa(),
-        "threads": _C.num_threads(),
-        "versions": {name: version(name) for name in ("ghostgram", "numpy", "torch")},
-        "rows": rows,
-    }
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    save(request.path.stem.removeprefix("bench_"), rows)
 
 
 @pytest.fixture

@@ -52,6 +52,106 @@ inline void add_scores(const Acc *__restrict x, const Acc *__restrict y, int64_t
   }
 }
 
+// One token's features into its place among `high` tokens of a panel, [step][token][lane], widened; zeros beyond n.
+template <int high, class In, class Acc> inline void pack_token(const In *from, int64_t n, int64_t steps, Acc *to) {
+  int64_t s = 0;
+  for (; (s + 1) * lanes<Acc> <= n; ++s)
+    store(to + s * high * lanes<Acc>, load_wide(from + s * lanes<Acc>));
+  if (s * lanes<Acc> < n) {
+    copy_padded(from + s * lanes<Acc>, to + s * high * lanes<Acc>, n - s * lanes<Acc>, lanes<Acc>);
+    ++s;
+  }
+  for (; s < steps; ++s)
+    store(to + s * high * lanes<Acc>, vec<Acc>{});
+}
+
+// Norms of short samples take tiles as high as it needs to cut a sample evenly, so that one token is not padded to
+// four. A sample of one tile is read as it lies. Others go by panels of features that stay in L1 beside the sums of all
+// pairs.
+constexpr int64_t short_tokens = 16;
+constexpr int64_t panel_bytes = 16 << 10;
+constexpr int highest = vector_registers == 32 ? 4 : 3;
+constexpr int64_t most_tiles = ceil_div(short_tokens, highest);
+constexpr int64_t most_pairs = most_tiles * (most_tiles + 1) / 2;
+
+// Vectors of sums of a pair of tiles, in whole groups that are folded together.
+template <int high, class Acc> constexpr int64_t pair_sums = ceil_div(high * high, lanes<Acc>) * lanes<Acc>;
+
+// sums[row * high + col] += x_row * y_col, lane by lane; with itself a tile needs no col below its row.
+template <int high, bool itself, class In, class Acc>
+inline void add_products(const In *x, const In *y, int64_t row_stride, int64_t step_stride, int64_t steps,
+                         vec<Acc> *sums) {
+  vec<Acc> acc[high * high];
+#pragma GCC unroll 16
+  for (int q = 0; q < high * high; ++q)
+    acc[q] = sums[q];
+  for (int64_t s = 0; s < steps; ++s, x += step_stride, y += step_stride) {
+    vec<Acc> col[high];
+#pragma GCC unroll 4
+    for (int c = 0; c < high; ++c)
+      col[c] = load_wide(y + c * row_stride);
+#pragma GCC unroll 4
+    for (int r = 0; r < high; ++r) {
+      const vec<Acc> row = itself ? col[r] : load_wide(x + r * row_stride);
+#pragma GCC unroll 4
+      for (int c = itself ? r : 0; c < high; ++c)
+        acc[r * high + c] += row * col[c];
+    }
+  }
+#pragma GCC unroll 16
+  for (int q = 0; q < high * high; ++q)
+    sums[q] = acc[q];
+}
+
+// Scores of all pairs k <= l of a short sample's tiles.
+template <int high, class In, class Acc>
+void short_scores(const In *from, int64_t token_stride, int64_t tokens, int64_t n, Acc *scores) {
+  const int64_t tiles = ceil_div(tokens, high), pairs = tiles * (tiles + 1) / 2;
+  constexpr int64_t step = high * lanes<Acc>;
+  alignas(64) Acc panel[panel_bytes / sizeof(Acc)];
+  vec<Acc> sums[most_pairs * pair_sums<highest, Acc>];
+  std::memset(sums, 0, pairs * pair_sums<high, Acc> * vector_bytes);
+  int64_t first = 0;
+  if (tiles == 1 && tokens == high) {
+    first = n / lanes<Acc> * lanes<Acc>; // the panel is for what is no whole vector
+    add_products<high, true, In, Acc>(from, from, token_stride, lanes<Acc>, n / lanes<Acc>, sums);
+  }
+  const int64_t panel_features = panel_bytes / (most(1, tiles) * high * vector_bytes) * lanes<Acc>;
+  for (; first < n; first += panel_features) {
+    const int64_t features = least(n - first, panel_features), steps = ceil_div(features, lanes<Acc>);
+    for (int64_t t = 0; t < tiles * high; ++t)
+      pack_token<high>(from + first + least(t, tokens - 1) * token_stride, t < tokens ? features : 0, steps,
+                       panel + t / high * steps * step + t % high * lanes<Acc>);
+    vec<Acc> *to = sums;
+    for (int64_t k = 0; k < tiles; ++k)
+      for (int64_t l = k; l < tiles; ++l, to += pair_sums<high, Acc>) {
+        const Acc *x = panel + k * steps * step, *y = panel + l * steps * step;
+        if (k == l)
+          add_products<high, true, Acc, Acc>(x, y, lanes<Acc>, step, steps, to);
+        else
+          add_products<high, false, Acc, Acc>(x, y, lanes<Acc>, step, steps, to);
+      }
+  }
+  for (int64_t v = 0; v < pairs * pair_sums<high, Acc>; v += lanes<Acc>)
+    store(scores + v, sum_lanes_of_each<Acc>(sums + v));
+}
+
+// ||G_i||^2 of one short sample; tokens that only fill the last tile have scores of 0.
+template <int high, class In, class Acc> double short_norm2(const GradGram &args, int64_t i) {
+  const GradGram::Side &side = args.left;
+  Acc a_scores[most_pairs * pair_sums<highest, Acc>], b_scores[most_pairs * pair_sums<highest, Acc>];
+  short_scores<high>(static_cast<const In *>(side.a) + i * side.a_sample, side.a_token, side.tokens, args.d, a_scores);
+  short_scores<high>(static_cast<const In *>(side.b) + i * side.b_sample, side.b_token, side.tokens, args.p, b_scores);
+  double sum = 0;
+  const Acc *x = a_scores, *y = b_scores;
+  for (int64_t k = 0; k < side.tokens; k += high)
+    for (int64_t l = k; l < side.tokens; l += high, x += pair_sums<high, Acc>, y += pair_sums<high, Acc>)
+      for (int r = 0; r < high; ++r)
+        for (int c = k == l ? r : 0; c < high; ++c)
+          sum += (k == l && r == c ? 1 : 2) * double(x[r * high + c]) * double(y[r * high + c]);
+  return sum;
+}
+
 // The tokens of one side, in groups of whole samples. Within a group tokens are numbered through, so that short samples
 // share tiles, and only the last tile is padded with zeros. A group too long for L2 is read in several pieces.
 template <class In, class Acc> struct Side {
@@ -84,23 +184,11 @@ template <class In, class Acc> struct Side {
       const int64_t token = k * tile + r;
       const bool real = token < tokens_in(group);
       const int64_t i = real ? first_sample(group) + token / s.tokens : 0, t = real ? token % s.tokens : 0;
-      pack_row(static_cast<const In *>(s.a) + i * s.a_sample + t * s.a_token, real ? d : 0, a_steps,
-               panels + k * a_tile() + r * lanes<Acc>);
-      pack_row(static_cast<const In *>(s.b) + i * s.b_sample + t * s.b_token, real ? p : 0, b_steps,
-               panels + tiles * a_tile() + k * b_tile() + r * lanes<Acc>);
+      pack_token<tile>(static_cast<const In *>(s.a) + i * s.a_sample + t * s.a_token, real ? d : 0, a_steps,
+                       panels + k * a_tile() + r * lanes<Acc>);
+      pack_token<tile>(static_cast<const In *>(s.b) + i * s.b_sample + t * s.b_token, real ? p : 0, b_steps,
+                       panels + tiles * a_tile() + k * b_tile() + r * lanes<Acc>);
     }
-  }
-
-  static void pack_row(const In *from, int64_t n, int64_t steps, Acc *to) {
-    int64_t s = 0;
-    for (; (s + 1) * lanes<Acc> <= n; ++s)
-      store(to + s * tile * lanes<Acc>, load_wide(from + s * lanes<Acc>));
-    if (s * lanes<Acc> < n) {
-      copy_padded(from + s * lanes<Acc>, to + s * tile * lanes<Acc>, n - s * lanes<Acc>, lanes<Acc>);
-      ++s;
-    }
-    for (; s < steps; ++s) // no token here
-      store(to + s * tile * lanes<Acc>, vec<Acc>{});
   }
 };
 
@@ -109,6 +197,8 @@ public:
   explicit Kernel(const GradGram &args) : s(args), left(args, args.left), right(args, args.right) {}
 
   void run() {
+    if (s.diagonal && s.left.tokens <= short_tokens)
+      return short_norms();
     static thread_local Workspace partial_space;
     if (right.pieces > 1)
       partials = partial_space.get<double>(right.pieces * pairs());
@@ -135,6 +225,17 @@ public:
 
 private:
   int64_t pairs() const { return s.left.samples * (s.diagonal ? 1 : s.right.samples); }
+
+  void short_norms() {
+    const int64_t tiles = most(1, ceil_div(s.left.tokens, highest)), high = ceil_div(s.left.tokens, tiles);
+    parallel_for(s.left.samples, [=, this](int64_t i) {
+      const double norm2 = high <= 1   ? short_norm2<1, In, Acc>(s, i)
+                           : high == 2 ? short_norm2<2, In, Acc>(s, i)
+                           : high == 3 ? short_norm2<3, In, Acc>(s, i)
+                                       : short_norm2<highest, In, Acc>(s, i);
+      write(i, i, norm2);
+    });
+  }
 
   void all_groups() {
     static thread_local Workspace panel_space;

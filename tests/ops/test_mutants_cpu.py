@@ -28,6 +28,9 @@ MUTANTS = {
         "tiles on the diagonal are skipped": ("same ? most(first, k) : first", "same ? most(first, k + 1) : first"),
         "features beyond whole vectors are dropped": ("if (s * lanes<Acc> < n)", "if (false)"),
         "the first piece of a long sample is lost": ("int64_t piece = 0; piece <", "int64_t piece = 1; piece <"),
+        "pairs of a short sample's tokens count once": ("(k == l && r == c ? 1 : 2)", "1"),
+        "a short sample's later panels are dropped": ("first < n; first += panel_features", "first < 1; first += n"),
+        "rows without a token repeat the last one": ("t < tokens ? features : 0", "features"),
         "nothing is mirrored": ("if (s.symmetric && !s.diagonal)", "if (false)"),
     },
     "embedding_stats": {

@@ -66,7 +66,9 @@ CASES = [
     Case(5, 1, 15, 17), Case(3, 3, 16, 31), Case(3, 4, 8, 9), Case(2, 5, 7, 33), Case(7, 1, 3, 2, (5, 1)),
     Case(3, 1, 33, 20, (4, 6)), Case(2, 7, 20, 33, (5, 1)), Case(3, 5, 18, 12, (2, 9)),
     Case(5, 1, 15, 17, diagonal=True), Case(3, 3, 16, 31, diagonal=True), Case(3, 4, 8, 9, diagonal=True),
-    Case(2, 5, 7, 33, diagonal=True),
+    Case(2, 5, 7, 33, diagonal=True), Case(3, 2, 47, 21, diagonal=True), Case(2, 9, 33, 1, diagonal=True),
+    # The diagonal's short samples end at 16 tokens.
+    Case(3, 16, 35, 18, diagonal=True), Case(3, 17, 35, 18, diagonal=True), Case(2, 13, 1031, 40, diagonal=True),
     # Several groups of samples, samples longer than a group (in pieces), more features than a block.
     Case(40, 3, 6, 5), Case(11, 13, 10, 7), Case(3, 37, 11, 6), Case(2, 101, 9, 8, (3, 67)), Case(37, 2, 5, 6, (2, 71)),
     Case(3, 37, 11, 6, diagonal=True), Case(2, 131, 9, 8, diagonal=True), Case(3, 6, 1031, 1027),
