@@ -14,6 +14,7 @@ void bind_grad_stats(py::module_ &cpu, py::module_ &cuda);
 void bind_grad_gram(py::module_ &cpu, py::module_ &cuda);
 void bind_embedding_stats(py::module_ &cpu, py::module_ &cuda);
 void bind_affine_stats(py::module_ &cpu, py::module_ &cuda);
+void bind_trajectory_match(py::module_ &cpu, py::module_ &cuda);
 } // namespace gg
 
 PYBIND11_MODULE(_C, m) {
@@ -32,4 +33,5 @@ PYBIND11_MODULE(_C, m) {
   gg::bind_grad_gram(cpu, cuda);
   gg::bind_embedding_stats(cpu, cuda);
   gg::bind_affine_stats(cpu, cuda);
+  gg::bind_trajectory_match(cpu, cuda);
 }

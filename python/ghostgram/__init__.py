@@ -10,6 +10,7 @@ from ghostgram.ops.grad_dots import grad_dots
 from ghostgram.ops.grad_gram import grad_gram
 from ghostgram.ops.grad_norms import grad_norms
 from ghostgram.ops.grad_stats import GradStats, grad_stats
+from ghostgram.ops.trajectory_match import TrajectoryGrad, trajectory_match, trajectory_match_grad
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.in_run_shapley import InRunShapley, ShapleyResult, in_run_shapley
@@ -29,6 +30,7 @@ __all__ = [
     "GradStats",
     "InRunShapley",
     "ShapleyResult",
+    "TrajectoryGrad",
     "affine_stats",
     "embedding_stats",
     "grad_dots",
@@ -36,6 +38,8 @@ __all__ = [
     "grad_norms",
     "grad_stats",
     "in_run_shapley",
+    "trajectory_match",
+    "trajectory_match_grad",
 ]
 
 

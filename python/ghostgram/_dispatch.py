@@ -31,6 +31,7 @@ OPS = {
     "grad_gram": Op(inputs=4, outputs=1),
     "embedding_stats": Op(inputs=3, outputs=2),
     "affine_stats": Op(inputs=6, outputs=6),
+    "trajectory_match": Op(inputs=5, outputs=3),
 }
 
 
@@ -125,7 +126,7 @@ def choose(op: str, backend: str, device: str) -> str:
 
 def run(op: str, backend: str, *args: Any) -> None:
     """Runs `op` on (*inputs, *outputs, *options); `backend` may be "auto"."""
-    name = choose(op, backend, _arrays.device_type(args[0]))
+    name = choose(op, backend, _arrays.device_type(_arrays.first(args[0])))
     _runner(op, name)(*args)
 
 

@@ -47,6 +47,9 @@ DOORS = {
     "embedding_stats": lambda v: gg.embedding_stats(v["ids"], v["b"], v["table"], padding_idx=2),
     "affine_stats": lambda v: gg.affine_stats(v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"]),
     "affine_stats of a bias": lambda v: gg.affine_stats(v["b"], D_bias=v["row"]),
+    "trajectory_match": lambda v: gg.trajectory_match(
+        [v["b"], v["row"]], [v["x"], 2 * v["row"]], [3 * v["x"], v["row"] - 1], mask=7
+    ),
 }
 
 
@@ -70,7 +73,8 @@ def test_every_framework_gives_the_same_numbers_and_its_own_type(door, framework
 @pytest.mark.parametrize("door", DOORS)
 def test_the_reference_backend_agrees(door, monkeypatch):
     expected = results(DOORS[door](arrays(dtype=np.float64)))
-    for name in ("grad_norms", "grad_dots", "grad_gram", "grad_stats", "embedding_stats", "affine_stats"):
+    rooms = ("grad_stats", "embedding_stats", "affine_stats", "trajectory_match")
+    for name in ("grad_norms", "grad_dots", "grad_gram", *rooms):
         front = getattr(gg, name)
         monkeypatch.setattr(gg, name, partial(front, backend="reference"))
     for got, truth in zip(results(DOORS[door](arrays(dtype=np.float64))), expected, strict=True):
@@ -100,6 +104,7 @@ def op_samples():
     """Inputs of every torch op, the rarer forms too."""
     v = arrays(torch.from_numpy)
     half = {name: x.bfloat16() for name, x in v.items() if x.is_floating_point()}
+    x, one, totals = v["x"] + 3, torch.tensor(1.5), torch.tensor([1.0, 2.0, 3.0, 0.0]).double()
     return {
         "grad_stats": [
             (v["a"], v["b"], v["D"], True, True, "auto"),
@@ -117,6 +122,35 @@ def op_samples():
         "affine_stats": [
             (v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "auto"),
             (half["b"], None, None, None, None, v["row"], False, "auto"),
+        ],
+        "trajectory_match": [
+            (
+                [v["b"].clone().requires_grad_(), v["row"]],
+                [v["x"], v["row"] - 1],
+                [x, 2 * v["row"]],
+                None,
+                None,
+                7,
+                "auto",
+            ),
+            ([half["b"]], [half["x"]], [half["a"][..., :4].clone()], None, [2.0], 0, "auto"),
+            ([v["b"]], [v["x"]], [x], [v["x"] > 0], None, 0, "auto"),
+        ],
+        "trajectory_match_grad": [
+            ([v["a"], v["row"]], [v["a"] + 1, v["row"] - 1], [2 * v["a"], 2 * v["row"]], None, None, 7, "auto"),
+            (
+                [half["x"]],
+                [half["a"][..., :4].clone()],
+                [half["b"].clone()],
+                None,
+                None,
+                0,
+                "auto",
+            ),
+        ],
+        "trajectory_match_backward": [
+            ([v["b"], v["row"]], [v["x"], 2 * v["row"]], None, one.requires_grad_(), totals, [0.5, 1.0], 0, "auto"),
+            ([half["x"]], None, [v["x"] > 0], torch.tensor(1.0), totals, None, 3, "auto"),
         ],
     }
 
@@ -253,6 +287,9 @@ ROOMS = {
     "embedding_stats": lambda v: _torch.call("embedding_stats", v["ids"], v["b"], v["table"], -1, True, "cpu"),
     "affine_stats": lambda v: _torch.call(
         "affine_stats", v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "cpu"
+    ),
+    "trajectory_match": lambda v: _torch.call(
+        "trajectory_match", [v["b"], v["row"]], [v["x"], v["row"]], [2 * v["x"], v["row"] + 1], None, None, 9, "cpu"
     ),
 }
 

@@ -52,6 +52,14 @@ MUTANTS = {
         "a cut of tokens is lost": ("int64_t cut = 1; cut < cuts", "int64_t cut = 2; cut < cuts"),
         "the bias gradient reads the weight's sums": ("finish_grad(s.bias, s.features,", "finish_grad(s.bias, 0,"),
     },
+    "trajectory_match": {
+        "one scalar too many is dropped": ("least(s.first - scalars, size)", "least(s.first - scalars + 1, size)"),
+        "a chunk ends with its first tensor": ("places[t].begin < end; ++t)", "places[t].begin < begin + 1; ++t)"),
+        "scalars beyond whole vectors are dropped": ("if (i < to) {", "if (false) {"),
+        "weights of tensors do not reach num": ("to.num += weight * x.num", "to.num += x.num"),
+        "a gradient is not masked": ("mask == Mask::real ? g * m : g", "g"),
+        "gradients of dropped scalars are not written": ("(what & gradients) && kept > from", "false"),
+    },
 }
 EDITS = {(op, "unedited"): None for op in MUTANTS} | {
     (op, name): edit for op, edits in MUTANTS.items() for name, edit in edits.items()

@@ -32,7 +32,7 @@ def measure(
 ) -> Roofs:
     """Measures the roofs, each for `seconds`, in float32 memory that is given or made.
 
-    NumPy asks for huge pages and torch does not, which is worth a third of the bandwidth on some machines.
+    Give memory of the kind that the kernel reads: NumPy asks for huge pages, torch does not.
 
     float32 is also the roof of bfloat16 and float16 kernels that widen before they multiply, as the CPU's do.
     """
