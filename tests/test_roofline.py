@@ -11,7 +11,7 @@ import pytest
 from ghostgram.testing import roofline
 from ghostgram.testing.roofline import Roofs, percent_of_roof
 
-ROOFS = Roofs(flops=100.0, read=20.0, copy=10.0)
+ROOFS = Roofs(flops=100.0, read=20.0, copy=10.0, triad=15.0)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_the_higher_roof_binds(flops, moved, percent):
 def test_measured_rates_are_per_second(dtype):
     roofs = roofline.measure(0.02, dtype, 8 << 20)
     assert 1e8 < roofs.flops < 1e14
-    assert all(1e8 < rate < 1e13 for rate in (roofs.read, roofs.copy))
+    assert all(1e8 < rate < 1e13 for rate in (roofs.read, roofs.copy, roofs.triad))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("g++"), reason="no g++ for x86-64")

@@ -4,15 +4,15 @@
 
 namespace gg {
 
-enum class DType : uint8_t { f32, f64, bf16, f16, i32, i64 };
+enum class DType : uint8_t { f32, f64, bf16, f16, i32, i64, boolean };
 
 static inline const char *name_of(DType t) {
-  constexpr const char *names[] = {"float32", "float64", "bfloat16", "float16", "int32", "int64"};
+  constexpr const char *names[] = {"float32", "float64", "bfloat16", "float16", "int32", "int64", "bool"};
   return names[static_cast<int>(t)];
 }
 
 static constexpr int64_t size_of(DType t) {
-  constexpr int64_t sizes[] = {4, 8, 2, 2, 4, 8};
+  constexpr int64_t sizes[] = {4, 8, 2, 2, 4, 8, 1};
   return sizes[static_cast<int>(t)];
 }
 

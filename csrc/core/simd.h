@@ -41,15 +41,6 @@ template <class T> static inline vec<T> splat(T x) { return x - vec<T>{}; }
 template <class V> static inline V smaller(V x, V y) { return x < y ? x : y; }
 template <class V> static inline V larger(V x, V y) { return x > y ? x : y; }
 
-// Adds neighbouring halves of x to the lanes of a float64 sum.
-static inline void add_wide(vec<double> &sum, vec<double> x) { sum += x; }
-static inline void add_wide(vec<double> &sum, vec<float> x) {
-  typedef float half __attribute__((vector_size(vector_bytes / 2)));
-  half h[2];
-  std::memcpy(h, &x, sizeof x);
-  sum += __builtin_convertvector(h[0], vec<double>) + __builtin_convertvector(h[1], vec<double>);
-}
-
 // 0, 1, ..., n - 1 as a pack of constants, for shuffles.
 template <int... lane> struct Lanes {};
 template <int n, int... lane> struct count_lanes : count_lanes<n - 1, n - 1, lane...> {};
@@ -133,7 +124,8 @@ static inline vec<double> load_wide(const double *p) { return load(p); }
 static inline vec<float> load_wide(const bf16 *p) { return (vec<float>)(load_bits(p) << 16); }
 static inline vec<float> load_wide(const f16 *p) {
 #if defined(__AVX512F__)
-  return (vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+  // With a mask of ones: GCC warns of the plain one, that its own header leaves a register undefined.
+  return (vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
 #elif defined(__AVX2__)
   return (vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
 #else
@@ -141,6 +133,83 @@ static inline vec<float> load_wide(const f16 *p) {
   for (int i = 0; i < lanes<float>; ++i)
     f[i] = widen(p[i]);
   return f;
+#endif
+}
+
+// A vector of accumulators as its storage type has it: rounded to nearest, ties to even; NaN stays NaN.
+typedef uint16_t halves __attribute__((vector_size(vector_bytes / 2)));
+static inline vec<float> narrow(float, vec<float> v) { return v; }
+static inline vec<double> narrow(double, vec<double> v) { return v; }
+static inline halves narrow(bf16, vec<float> v) {
+  typedef uint32_t wide __attribute__((vector_size(vector_bytes)));
+  wide bits;
+  std::memcpy(&bits, &v, sizeof v);
+  const wide rounded = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
+  return __builtin_convertvector((v == v ? rounded : quiet) >> 16, halves);
+}
+static inline halves narrow(f16, vec<float> v) {
+#if defined(__AVX512F__)
+  return (halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX2__)
+  return (halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  halves h;
+  for (int i = 0; i < lanes<float>; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, reinterpret_cast<const char *>(&v) + 4 * i, 4);
+    uint32_t size = bits & 0x7fffffff;
+    if (size >= 0x47800000) { // 2^16 and more
+      size = size > 0x7f800000 ? 0x7e00 : 0x7c00;
+    } else if (size < 0x38800000) { // subnormal: adding 1/2 leaves what is kept in the low bits
+      float f;
+      std::memcpy(&f, &size, 4);
+      f += 0.5f;
+      std::memcpy(&size, &f, 4);
+      size -= 0x3f000000;
+    } else { // the exponent counts from another zero; ties to even
+      size = (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;
+    }
+    h[i] = static_cast<uint16_t>(size | (bits >> 16 & 0x8000));
+  }
+  return h;
+#endif
+}
+
+// Half number `part` of a vector of floats as doubles; a vector of doubles is its own only part. By intrinsics, because
+// GCC 12 would cut a generic conversion into quarters and go through memory for a half.
+template <int part> static inline vec<double> as_doubles(vec<float> v) {
+#if defined(__AVX512F__)
+  const __m256 half = part ? _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1) : _mm512_castps512_ps256((__m512)v);
+  return (vec<double>)_mm512_maskz_cvtps_pd(0xff, half);
+#elif defined(__AVX2__)
+  const __m128 half = part ? _mm256_extractf128_ps((__m256)v, 1) : _mm256_castps256_ps128((__m256)v);
+  return (vec<double>)_mm256_cvtps_pd(half);
+#else
+  return __builtin_convertvector(__builtin_shufflevector(v, v, 2 * part, 2 * part + 1), vec<double>);
+#endif
+}
+template <int> static inline vec<double> as_doubles(vec<double> v) { return v; }
+
+// Adds the halves of x to the lanes of a float64 sum.
+static inline void add_wide(vec<double> &sum, vec<double> x) { sum += x; }
+static inline void add_wide(vec<double> &sum, vec<float> x) { sum += as_doubles<0>(x) + as_doubles<1>(x); }
+
+// Stores past the caches, for results that no cache could hold until they are read: the line is not read first. `to` is
+// a multiple of 16 bytes; a thread that has streamed must call finish_streams() before another one may look.
+template <class V> static inline void stream(void *to, V v) {
+#if defined(__x86_64__)
+  for (size_t at = 0; at + 16 <= sizeof v; at += 16) {
+    __m128i sixteen;
+    std::memcpy(&sixteen, reinterpret_cast<const char *>(&v) + at, 16);
+    _mm_stream_si128(reinterpret_cast<__m128i *>(static_cast<char *>(to) + at), sixteen);
+  }
+  if (sizeof v < 16)
+#endif
+    std::memcpy(to, &v, sizeof v);
+}
+static inline void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
 #endif
 }
 

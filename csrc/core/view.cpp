@@ -51,7 +51,8 @@ bool dtype_from(dlpack::Type t, DType &out) {
     DType dtype;
   } known[] = {{dlpack::ieee_float, 32, DType::f32}, {dlpack::ieee_float, 64, DType::f64},
                {dlpack::bfloat, 16, DType::bf16},    {dlpack::ieee_float, 16, DType::f16},
-               {dlpack::signed_int, 32, DType::i32}, {dlpack::signed_int, 64, DType::i64}};
+               {dlpack::signed_int, 32, DType::i32}, {dlpack::signed_int, 64, DType::i64},
+               {dlpack::boolean, 8, DType::boolean}};
   for (auto &k : known)
     if (k.code == t.code && k.bits == t.bits) {
       out = k.dtype;
@@ -66,12 +67,14 @@ bool dtype_from(const char *format, int64_t item, DType &out) {
   char kind = format[0] == '@' || format[0] == '=' || format[0] == '<' ? format[1] : format[0];
   if (std::strchr("ilq", kind) && (item == 4 || item == 8))
     return out = item == 4 ? DType::i32 : DType::i64, true;
+  if (kind == '?' && item == 1)
+    return out = DType::boolean, true;
   if ((kind == 'f' && item == 4) || (kind == 'd' && item == 8) || (kind == 'e' && item == 2))
     return out = kind == 'f' ? DType::f32 : kind == 'd' ? DType::f64 : DType::f16, true;
   return false;
 }
 
-constexpr const char *supported = "float32, float64, bfloat16, float16, int32 or int64";
+constexpr const char *supported = "float32, float64, bfloat16, float16, int32, int64 or bool";
 
 } // namespace
 
@@ -174,6 +177,21 @@ void View::take(const dlpack::Tensor &t) {
 bool View::unit_inner_stride() const {
   return ndim == 0 || shape[ndim - 1] <= 1 || stride[ndim - 1] == 1 ||
          std::find(shape, shape + ndim, 0) != shape + ndim;
+}
+
+int64_t View::size() const {
+  int64_t count = 1;
+  for (int i = 0; i < ndim; ++i)
+    count *= shape[i];
+  return count;
+}
+
+bool View::contiguous() const {
+  int64_t count = 1;
+  for (int i = ndim - 1; i >= 0; count *= shape[i--])
+    if (shape[i] > 1 && stride[i] != count)
+      return size() == 0;
+  return true;
 }
 
 std::string View::describe() const { return std::string(name_of(dtype)) + " " + shape_text(shape, ndim); }

@@ -27,6 +27,8 @@ struct View {
 
   // Whether elements along the last axis are neighbours in memory; true where there is at most one.
   bool unit_inner_stride() const;
+  bool contiguous() const;      // in the order of C
+  int64_t size() const;         // elements
   std::string describe() const; // "float32 (8, 256, 768)"
 
 private:

@@ -18,7 +18,7 @@ struct Call {
 
   Call(py::handle ids_, py::handle b_, py::handle D_, py::handle norms2_, py::handle dots_, int64_t padding_idx)
       : ids("ids", ids_), b("b", b_) {
-    expect(ids.ndim == 2 && ids.dtype >= DType::i32, "ids", "int32 or int64 (B, T)", ids);
+    expect(ids.ndim == 2 && (ids.dtype == DType::i32 || ids.dtype == DType::i64), "ids", "int32 or int64 (B, T)", ids);
     expect(b.ndim == 3 && b.unit_inner_stride() && b.dtype < DType::i32, "b",
            "a floating (B, T, E) with inner stride 1", b);
     expect(b.shape[0] == ids.shape[0] && b.shape[1] == ids.shape[1], "b", "the samples and tokens of ids", b);

@@ -1,5 +1,6 @@
 // The roofs of this machine, as a kernel of this build meets them: multiply-adds that never leave the registers,
-// and memory that is only read, or copied, by all threads of the pool. Not an op: what the ops are measured against.
+// and memory that is only read, or copied, or added, by all threads of the pool. Not an op: what the ops are measured
+// against.
 #pragma once
 #include "core/array.h"
 
@@ -13,6 +14,7 @@ struct Roofs {
   double *flops;  // out: operations per second, a multiply-add counts two
   double *read;   // out: bytes read per second
   double *copy;   // out: bytes read plus bytes written per second
+  double *triad;  // out: the same, of two arrays read and their sum written past the caches to a third
 };
 
 void roofs_cpu(const Roofs &);

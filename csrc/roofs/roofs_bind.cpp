@@ -20,13 +20,14 @@ void bind_roofs(py::module_ &cpu, py::module_ &) {
         View m("memory", memory);
         expect(m.dtype == DType::f32 && m.ndim == 1 && m.stride[0] == 1 && !m.read_only, "memory",
                "a writable contiguous float32 (n,)", m);
-        double flops, read, copy;
-        Roofs args{dtype_named(dtype), seconds, static_cast<float *>(m.data), m.shape[0] * 4, &flops, &read, &copy};
+        double flops, read, copy, triad;
+        Roofs args{
+            dtype_named(dtype), seconds, static_cast<float *>(m.data), m.shape[0] * 4, &flops, &read, &copy, &triad};
         {
           py::gil_scoped_release free;
           roofs_cpu(args);
         }
-        return py::make_tuple(flops, read, copy);
+        return py::make_tuple(flops, read, copy, triad);
       },
       py::arg("memory"), py::arg("seconds"), py::arg("dtype") = "float32");
 }

@@ -61,6 +61,12 @@ float read_stretch(const float *p, int64_t n) {
   return sum_lanes<float>(sum[0] + sum[1] + sum[2] + sum[3]);
 }
 
+void add_stretch(const float *x, const float *y, float *to, int64_t n) {
+  for (int64_t i = 0; i + lanes<float> <= n; i += lanes<float>)
+    stream(to + i, load(x + i) + load(y + i));
+  finish_streams();
+}
+
 volatile float sink;
 
 // The median rate of `work` (which does `amount` per call) over at least `seconds`: the best would be a clock rate that
@@ -95,6 +101,13 @@ template <class T> void measure(const Roofs &r) {
   *r.copy = median_rate(r.seconds, double(n * stretch) * sizeof(float), [&] {
     parallel_for(n / 2, [&](int64_t i) {
       std::memcpy(r.memory + (n / 2 + i) * stretch, r.memory + i * stretch, stretch * sizeof(float));
+    });
+  });
+  const int64_t third = n / 3;
+  *r.triad = median_rate(r.seconds, double(3 * third * stretch) * sizeof(float), [&] {
+    parallel_for(third, [&](int64_t i) {
+      const float *x = r.memory + i * stretch;
+      add_stretch(x, x + third * stretch, r.memory + (2 * third + i) * stretch, stretch);
     });
   });
 }

@@ -13,6 +13,7 @@ from ghostgram.ops.grad_project import grad_project, grad_sketch
 from ghostgram.ops.grad_stats import GradStats, grad_stats
 from ghostgram.ops.gumbel_topk import GumbelTopK, gumbel_topk
 from ghostgram.ops.softmax_stats import SoftmaxStats, el2n, softmax_stats
+from ghostgram.ops.trajectory_match import TrajectoryGrad, trajectory_match, trajectory_match_grad
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.in_run_shapley import InRunShapley, ShapleyResult, in_run_shapley
@@ -34,6 +35,7 @@ __all__ = [
     "InRunShapley",
     "ShapleyResult",
     "SoftmaxStats",
+    "TrajectoryGrad",
     "affine_stats",
     "el2n",
     "embedding_stats",
@@ -46,6 +48,8 @@ __all__ = [
     "gumbel_topk",
     "in_run_shapley",
     "softmax_stats",
+    "trajectory_match",
+    "trajectory_match_grad",
 ]
 
 

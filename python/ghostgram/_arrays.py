@@ -36,6 +36,11 @@ def framework(x: Array, name: str) -> str:
     raise TypeError(f"{name}: expected a torch, NumPy, JAX or CuPy array, got {type(x).__module__}.{type(x).__name__}")
 
 
+def first(x: Array) -> Array:
+    """The array itself, or the first one of a list."""
+    return x[0] if isinstance(x, (list, tuple)) else x
+
+
 def same_framework(**arrays: Array | None) -> str:
     """The one framework of all arrays given; a TypeError that names the odd one out."""
     first, kind = "", ""
@@ -81,8 +86,10 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     return sys.modules["cupy"].empty(shape, dtype) if kind == "cupy" else np.empty(shape, dtype)
 
 
-def returned(result: np.ndarray, like: Array) -> Array:
-    """A finished output in the caller's type: only JAX differs from what `empty` gave."""
+def returned(result: Any, like: Array) -> Array:
+    """A finished output, or a list of them, in the caller's type: only JAX differs from what `empty` gave."""
+    if isinstance(result, list):
+        return [returned(x, like) for x in result]
     return sys.modules["jax"].numpy.asarray(result) if framework(like, "array") == "jax" else result
 
 
@@ -100,8 +107,10 @@ def mirrored(x: Array) -> Array:
     return module.triu(x) + module.triu(x, 1).T
 
 
-def to_float64(x: Array) -> np.ndarray:
-    """A float64 (or, for integers, int64) NumPy copy of any array, for the reference backend."""
+def to_float64(x: Array) -> Any:
+    """A float64 (or, for integers, int64) NumPy copy of any array or list of them, for the reference backend."""
+    if isinstance(x, list):
+        return [to_float64(y) for y in x]
     kind = framework(x, "array")
     if kind == "torch":
         x = x.detach().cpu()
@@ -112,9 +121,12 @@ def to_float64(x: Array) -> np.ndarray:
     return values.astype(np.int64) if np.issubdtype(values.dtype, np.integer) else values.astype(np.float64)
 
 
-def assign(out: Array, values: np.ndarray) -> None:
-    """Writes NumPy values into an output of any framework."""
-    if is_torch(out):
+def assign(out: Array, values: Any) -> None:
+    """Writes NumPy values into an output of any framework, or a list of them into a list of outputs."""
+    if isinstance(out, list):
+        for x, y in zip(out, values, strict=True):
+            assign(x, y)
+    elif is_torch(out):
         out.copy_(sys.modules["torch"].from_numpy(values))
     elif isinstance(out, np.ndarray):
         out[...] = values
@@ -132,6 +144,14 @@ def unit_inner_stride(x: Array) -> Array:
             return x if x.flags.aligned else x.copy()
         return np.ascontiguousarray(x)
     return x
+
+
+def contiguous(x: Array) -> Array:
+    """The array itself when its elements lie in C order, one after the other, else a copy in which they do."""
+    if is_torch(x):
+        # Asked first, because a list of parameters is contiguous and both calls would cost more than reading it.
+        return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
+    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) and not x.flags.c_contiguous else x
 
 
 def samples_first(x: Array, name: str) -> Array:

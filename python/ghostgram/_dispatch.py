@@ -34,6 +34,7 @@ OPS = {
     "gumbel_topk": Op(inputs=2, outputs=4),
     "grad_project": Op(inputs=4, outputs=1),
     "softmax_stats": Op(inputs=2, outputs=4),
+    "trajectory_match": Op(inputs=5, outputs=3),
 }
 
 
@@ -128,7 +129,7 @@ def choose(op: str, backend: str, device: str) -> str:
 
 def run(op: str, backend: str, *args: Any) -> None:
     """Runs `op` on (*inputs, *outputs, *options); `backend` may be "auto"."""
-    name = choose(op, backend, _arrays.device_type(args[0]))
+    name = choose(op, backend, _arrays.device_type(_arrays.first(args[0])))
     _runner(op, name)(*args)
 
 

@@ -55,6 +55,9 @@ DOORS = {
     "softmax_stats": lambda v: gg.softmax_stats(v["logits"], v["ids"], ignore_index=3),
     "softmax_stats of distributions": lambda v: gg.softmax_stats(v["logits"], v["soft"]),
     "el2n": lambda v: gg.el2n(v["logits"], v["ids"]),
+    "trajectory_match": lambda v: gg.trajectory_match(
+        [v["b"], v["row"]], [v["x"], 2 * v["row"]], [3 * v["x"], v["row"] - 1], mask=7
+    ),
 }
 
 
@@ -108,6 +111,7 @@ def op_samples():
     """Inputs of every torch op, the rarer forms too."""
     v = arrays(torch.from_numpy)
     half = {name: x.bfloat16() for name, x in v.items() if x.is_floating_point()}
+    x, one, totals = v["x"] + 3, torch.tensor(1.5), torch.tensor([1.0, 2.0, 3.0, 0.0]).double()
     return {
         "grad_stats": [
             (v["a"], v["b"], v["D"], True, True, "auto"),
@@ -139,6 +143,35 @@ def op_samples():
             (v["logits"], v["ids"], 3, "auto"),
             (half["logits"], v["ids"].long(), -100, "auto"),
             (half["logits"], v["soft"], -100, "auto"),
+        ],
+        "trajectory_match": [
+            (
+                [v["b"].clone().requires_grad_(), v["row"]],
+                [v["x"], v["row"] - 1],
+                [x, 2 * v["row"]],
+                None,
+                None,
+                7,
+                "auto",
+            ),
+            ([half["b"]], [half["x"]], [half["a"][..., :4].clone()], None, [2.0], 0, "auto"),
+            ([v["b"]], [v["x"]], [x], [v["x"] > 0], None, 0, "auto"),
+        ],
+        "trajectory_match_grad": [
+            ([v["a"], v["row"]], [v["a"] + 1, v["row"] - 1], [2 * v["a"], 2 * v["row"]], None, None, 7, "auto"),
+            (
+                [half["x"]],
+                [half["a"][..., :4].clone()],
+                [half["b"].clone()],
+                None,
+                None,
+                0,
+                "auto",
+            ),
+        ],
+        "trajectory_match_backward": [
+            ([v["b"], v["row"]], [v["x"], 2 * v["row"]], None, one.requires_grad_(), totals, [0.5, 1.0], 0, "auto"),
+            ([half["x"]], None, [v["x"] > 0], torch.tensor(1.0), totals, None, 3, "auto"),
         ],
     }
 

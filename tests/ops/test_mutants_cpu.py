@@ -81,6 +81,14 @@ MUTANTS = {
         "a distribution's first class is near 1 by subtraction": ("(1 - qc) - missing", "(1 - missing) - qc"),
         "classes that cannot be make the loss NaN": ("qc != 0 ? qc * (first - zc) : vec<Acc>{}", "qc * (first - zc)"),
     },
+    "trajectory_match": {
+        "one scalar too many is dropped": ("least(s.first - scalars, size)", "least(s.first - scalars + 1, size)"),
+        "a chunk ends with its first tensor": ("places[t].begin < end; ++t)", "places[t].begin < begin + 1; ++t)"),
+        "scalars beyond whole vectors are dropped": ("if (i < to) {", "if (false) {"),
+        "weights of tensors do not reach num": ("to.num += weight * x.num", "to.num += x.num"),
+        "a gradient is not masked": ("mask == Mask::real ? g * m : g", "g"),
+        "gradients of dropped scalars are not written": ("(what & gradients) && kept > from", "false"),
+    },
 }
 if _C.isa() == "avx512bf16":
     MUTANTS["grad_stats"]["a pair's second token is lost"] = ("from + token) << 16", "from + token) << 16 & 0")

@@ -60,7 +60,9 @@ def _draw(report: examination.Report, console: Console) -> None:
         checks.add_row(check.op, check.backend, str(check.cases), f"{check.worst:.3f}", verdict)
     console.print(checks)
 
-    roofs = Table("dtype", "GFLOP/s", "read GB/s", "copy GB/s", title="Measured roofs", title_justify="left")
+    roofs = Table(
+        "dtype", "GFLOP/s", "read GB/s", "copy GB/s", "triad GB/s", title="Measured roofs", title_justify="left"
+    )
     for dtype, roof in report.roofs.items():
-        roofs.add_row(dtype, *(f"{rate / 1e9:.1f}" for rate in (roof.flops, roof.read, roof.copy)))
+        roofs.add_row(dtype, *(f"{rate / 1e9:.1f}" for rate in (roof.flops, roof.read, roof.copy, roof.triad)))
     console.print(roofs)

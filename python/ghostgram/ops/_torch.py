@@ -12,14 +12,22 @@ from typing import Any
 
 from ghostgram import _arrays, _dispatch
 
-_defined: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {}
+Autograd = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""below -> the op with a gradient, where `below(*args)` computes the op unseen by autograd."""
+
+_defined: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Autograd | None]] = {}
 _registered: dict[str, Any] = {}
 _libraries: list[Any] = []  # a torch Library takes its ops with it when it dies
 
 
-def define(schema: str, compute: Callable[..., Any], outputs: Callable[..., Any]) -> None:
-    """Declares an op: its torch schema, the function that computes it, and the one that only allocates its results."""
-    _defined[schema.partition("(")[0]] = (schema, compute, outputs)
+def define(
+    schema: str, compute: Callable[..., Any], outputs: Callable[..., Any], autograd: Autograd | None = None
+) -> None:
+    """Declares an op: its torch schema, the function that computes it, and the one that only allocates its results.
+
+    Without `autograd` the op reads its inputs as constants, and a backward through its results is an error.
+    """
+    _defined[schema.partition("(")[0]] = (schema, compute, outputs, autograd)
     if "torch" in sys.modules:
         register()
 
@@ -30,15 +38,18 @@ def register() -> None:
 
     if not _libraries:
         _libraries.append(torch.library.Library("ghostgram", "DEF"))  # type: ignore[no-untyped-call]
-    for name, (schema, compute, outputs) in _defined.items():
+    for name, (schema, compute, outputs, autograd) in _defined.items():
         if name in _registered:
             continue
         library = _libraries[0]
         library.define(schema)
         library.impl(name, _adapted(compute), "CompositeExplicitAutograd")
         torch.library.register_fake(f"ghostgram::{name}", outputs, lib=library)
-        torch.library.register_autograd(f"ghostgram::{name}", _no_gradient(name), lib=library)
-        _registered[name] = getattr(torch.ops.ghostgram, name).default
+        _registered[name] = op = getattr(torch.ops.ghostgram, name).default
+        if autograd is None:
+            torch.library.register_autograd(f"ghostgram::{name}", _no_gradient(name), lib=library)
+        else:  # register_autograd flattens lists of tensors by pytree, which costs more than a small op
+            library.impl(name, autograd(_below_autograd(op)), "Autograd")
 
 
 @_dispatch.constant
@@ -50,7 +61,7 @@ def _ensure_registered(name: str) -> None:
 
 def call(name: str, *args: Any) -> Any:
     """Runs the op `name`: through torch.ops for torch tensors, directly for every other array type."""
-    like = args[0]
+    like = _arrays.first(args[0])
     if _arrays.is_torch(like):
         _ensure_registered(name)
         return _registered[name](*args)
@@ -80,6 +91,16 @@ def _adapted(compute: Callable[..., Any]) -> Callable[..., Any]:
         return compute(*args)
 
     return with_threads
+
+
+def _below_autograd(op: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    def below(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return below
 
 
 def _no_gradient(name: str) -> Callable[..., Any]:

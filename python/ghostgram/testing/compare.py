@@ -33,13 +33,17 @@ def error_over_bound(
 
 
 def compare(
-    computed: dict[str, Any], expected: dict[str, Any], scales: dict[str, layouts.F64], bound: float
+    computed: dict[str, Any],
+    expected: dict[str, Any],
+    scales: dict[str, layouts.F64],
+    bound: float | dict[str, float],
 ) -> dict[str, float]:
-    """The largest |computed - expected| / (bound * scale) of each output."""
+    """The largest |computed - expected| / (bound * scale) of each output; the bound may differ by output."""
     worst = {}
+    bounds = bound if isinstance(bound, dict) else dict.fromkeys(expected, bound)
     for name, truth in expected.items():
         error = np.abs(_arrays.to_float64(computed[name]) - _arrays.to_float64(truth))
-        allowed = np.broadcast_to(bound * scales[name], error.shape)
+        allowed = np.broadcast_to(bounds[name] * scales[name], error.shape)
         ratio = np.divide(error, allowed, out=np.where(error == 0, 0.0, np.inf), where=allowed > 0)
         worst[name] = float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0))
     return worst
