@@ -16,7 +16,13 @@ import pytest
 from ghostgram import _C
 
 SOURCES = Path(__file__).parents[1] / "csrc"
-ISA_FLAGS = re.findall(r'set\(GHOSTGRAM_FLAGS_(\w+) "?([^")]*)"?\)', (SOURCES / "cmake/rooms.cmake").read_text())
+ISA_FLAGS = {
+    isa: flags.split()
+    for isa, flags in re.findall(
+        r'set\(GHOSTGRAM_FLAGS_(\w+) "?([^")]*)"?\)', (SOURCES / "cmake/rooms.cmake").read_text()
+    )
+}
+"""Instruction set -> the compiler's flags for it."""
 RUNNABLE = _C.isas[: _C.isas.index(_C.isa()) + 1]
 """The instruction sets of this build that this processor has, the best one last."""
 
@@ -51,7 +57,6 @@ class Builder:
             instrument: Flags for kernels and core, and for the linker.
             instrument_bindings: Whether *_bind.cpp gets these flags too: they take most of the time to compile.
         """
-        flags = dict(ISA_FLAGS)
         bindings = instrument if instrument_bindings else ()
         sources = [(source, *instrument) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
         sources += [(source, *bindings) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
@@ -60,7 +65,7 @@ class Builder:
         for kernel in sorted(SOURCES.glob("*/*_cpu.cpp")):
             source = self._edited(kernel, (edits or {}).get(kernel.parent.name))
             for isa in isas:
-                options = ["-O1", "-ffp-contract=fast", f"-DGG_ISA={isa}", *flags[isa].split()]
+                options = ["-O1", "-ffp-contract=fast", f"-DGG_ISA={isa}", *ISA_FLAGS[isa]]
                 sources.append((source, *options, *instrument))
         objects = [self._object(*source) for source in sources]
         done = [each.result() for each in objects]

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ghostgram import _C
+from extension import ISA_FLAGS, RUNNABLE
 
 ROOT = Path(__file__).parents[2]
-FLAGS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
-}
-RUNS_HERE = list(FLAGS)[: list(FLAGS).index(_C.isa()) + 1]
 
 
 @cache
@@ -25,7 +19,7 @@ def printed(folder: Path, isa: str) -> list[str]:
     if compiler is None:
         pytest.skip("g++ is not installed")
     built = folder / f"exp_error_{isa}"
-    options = ["-std=c++20", "-O2", "-w", "-ffp-contract=fast", f"-DGG_ISA={isa}", "-I", ROOT / "csrc", *FLAGS[isa]]
+    options = ["-std=c++20", "-O2", "-w", "-ffp-contract=fast", f"-DGG_ISA={isa}", "-I", ROOT / "csrc", *ISA_FLAGS[isa]]
     subprocess.run([compiler, *options, ROOT / "tests/core/exp_error.cpp", "-o", built], check=True)
     return subprocess.run([built], capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -35,7 +29,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("exp")
 
 
-@pytest.mark.parametrize("isa", RUNS_HERE)
+@pytest.mark.parametrize("isa", RUNNABLE)
 def test_it_is_within_the_error_it_states(folder, isa):
     for line in printed(folder, isa)[:3]:
         worst, stated = map(float, line.split())
@@ -43,6 +37,6 @@ def test_it_is_within_the_error_it_states(folder, isa):
     assert printed(folder, isa)[3] == "1 1"
 
 
-@pytest.mark.skipif("avx512" not in RUNS_HERE, reason="exp: this machine has no AVX-512 to compare AVX2 with")
+@pytest.mark.skipif("avx512" not in RUNNABLE, reason="exp: this machine has no AVX-512 to compare AVX2 with")
 def test_avx2_and_avx512_give_the_same_bits(folder):
     assert printed(folder, "avx2")[-1] == printed(folder, "avx512")[-1]
