@@ -13,6 +13,7 @@
 // y can be cut off to it. y = NaN gives anything; the caller must notice it elsewhere.
 #pragma once
 #include "core/simd.h"
+#include <type_traits>
 
 namespace gg::GG_ISA {
 
@@ -58,7 +59,7 @@ template <> struct ExpTable<double> {
 
 template <class T> static inline vec<T> exp_minus(vec<T> y) {
   using Table = ExpTable<T>;
-  using Bits = vec<typename Table::Bits>;
+  using Word = vec<std::make_unsigned_t<typename Table::Bits>>; // wraps around where y is out of range
   constexpr int degree = sizeof(Table::coefficients) / sizeof(T) - 1;
   const vec<T> shifted = splat(Table::shifter) - y * Table::log2_e;
   const vec<T> n = shifted - Table::shifter;
@@ -69,7 +70,7 @@ template <class T> static inline vec<T> exp_minus(vec<T> y) {
 #pragma GCC unroll 16
   for (int k = degree - 1; k >= 0; --k)
     p = p * s + Table::coefficients[k];
-  return (vec<T>)((Bits)p + ((Bits)shifted << Table::mantissa_bits));
+  return (vec<T>)((Word)p + ((Word)shifted << Table::mantissa_bits));
 }
 
 } // namespace gg::GG_ISA

@@ -517,7 +517,8 @@ void grad_project(const GradProject &args) {
   const bool sparse = args.kind == GradProject::Kind::sparse;
   if (args.samples * args.tokens * args.d * args.p == 0) {
     const int64_t size = args.samples * (sparse ? args.buckets : args.k_out * args.k_in);
-    std::memset(args.out, 0, size * size_of(args.dtype == DType::f64 ? DType::f64 : DType::f32));
+    if (size) // an empty output may be null
+      std::memset(args.out, 0, size * size_of(args.dtype == DType::f64 ? DType::f64 : DType::f32));
   } else if (sparse)
     run_kernel<Sparse>(args);
   else

@@ -40,7 +40,7 @@ EVERY_DTYPE = "float32,float64,float16,bfloat16"
 FAULTS = {
     "a read past an input's end": (
         "address", "grad_stats",
-        ("(from + t * s.a_token + col,", "(from + t * s.a_token + col + 1,"),
+        ("from += t * step_tokens * token;", "from += t * step_tokens * token + 1;"),
         "READ of size",
     ),
     "a write past the scratch asked for": (

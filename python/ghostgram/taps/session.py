@@ -57,7 +57,7 @@ class Taps:
                 module.forward = types.MethodType(forward, module)
             yield
         finally:
-            self._open = False
+            self._open, self._directions = False, None  # directions are as large as the model: let them go
             for module, _ in self._modules:
                 del module.forward, module._ghostgram_taps
 
