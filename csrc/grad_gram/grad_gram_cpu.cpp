@@ -14,9 +14,29 @@ constexpr int half_cols = vector_registers == 32 ? 4 : 2;
 constexpr int half_scores = tile * half_cols;
 constexpr int tile_scores = tile * tile;
 
+// What a panel holds: features, widened to the accumulator's type.
+template <class In, class Acc> struct Panel {
+  using Element = Acc;
+  template <class From> static vec<Acc> load(const From *from) { return load_wide(from); }
+  static void multiply_add(vec<Acc> &acc, vec<Acc> x, vec<Acc> y) { acc += x * y; }
+};
+
+#if defined(__AVX512BF16__)
+// Features as they lie: the processor multiplies pairs of bfloat16 and adds both products to a float.
+template <> struct Panel<bf16, float> {
+  using Element = uint16_t;
+  template <class From> static vec<uint16_t> load(const From *from) {
+    return GG_ISA::load(reinterpret_cast<const uint16_t *>(from));
+  }
+  static void multiply_add(vec<float> &acc, vec<uint16_t> x, vec<uint16_t> y) {
+    acc = (vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)x, (__m512bh)y);
+  }
+};
+#endif
+
 // The left tile's block of features stays in L1 while the right tiles stream past it.
 constexpr int64_t block_bytes = 16 << 10;
-template <class Acc> constexpr int64_t block_steps = block_bytes / (tile * vector_bytes);
+constexpr int64_t block_steps = block_bytes / (tile * vector_bytes);
 
 // The right tokens of a task stay in L2; fewer than that where it takes more tasks to feed a pool.
 constexpr int64_t right_bytes = 1 << 20;
@@ -25,23 +45,23 @@ constexpr int64_t least_tokens = 32;
 
 // scores[col / half_cols][row][col % half_cols] += x_row . y_col over `steps` vectors of features; both panels are
 // [step][token][lane].
-template <class Acc>
-inline void add_scores(const Acc *__restrict x, const Acc *__restrict y, int64_t steps, Acc *scores) {
-  constexpr int64_t step = tile * lanes<Acc>;
+template <class In, class Acc, class Element = typename Panel<In, Acc>::Element>
+inline void add_scores(const Element *__restrict x, const Element *__restrict y, int64_t steps, Acc *scores) {
+  constexpr int64_t step = tile * lanes<Element>;
   for (int half = 0; half < tile / half_cols; ++half) {
     vec<Acc> acc[half_scores] = {};
-    const Acc *from = y + half * half_cols * lanes<Acc>;
+    const Element *from = y + half * half_cols * lanes<Element>;
     for (int64_t s = 0; s < steps; ++s) {
-      vec<Acc> col[half_cols];
+      vec<Element> col[half_cols];
 #pragma GCC unroll 4
       for (int c = 0; c < half_cols; ++c)
-        col[c] = load(from + s * step + c * lanes<Acc>);
+        col[c] = load(from + s * step + c * lanes<Element>);
 #pragma GCC unroll 4
       for (int r = 0; r < tile; ++r) {
-        const vec<Acc> row = load(x + s * step + r * lanes<Acc>);
+        const vec<Element> row = load(x + s * step + r * lanes<Element>);
 #pragma GCC unroll 4
         for (int c = 0; c < half_cols; ++c)
-          acc[r * half_cols + c] += row * col[c];
+          Panel<In, Acc>::multiply_add(acc[r * half_cols + c], row, col[c]);
       }
     }
 #pragma GCC unroll 4
@@ -52,17 +72,20 @@ inline void add_scores(const Acc *__restrict x, const Acc *__restrict y, int64_t
   }
 }
 
-// One token's features into its place among `high` tokens of a panel, [step][token][lane], widened; zeros beyond n.
-template <int high, class In, class Acc> inline void pack_token(const In *from, int64_t n, int64_t steps, Acc *to) {
+// One token's features into its place among `high` tokens of a panel, [step][token][lane]; zeros beyond n.
+template <int high, class In, class Acc, class Element = typename Panel<In, Acc>::Element>
+inline void pack_token(const In *from, int64_t n, int64_t steps, Element *to) {
+  constexpr int64_t width = lanes<Element>;
   int64_t s = 0;
-  for (; (s + 1) * lanes<Acc> <= n; ++s)
-    store(to + s * high * lanes<Acc>, load_wide(from + s * lanes<Acc>));
-  if (s * lanes<Acc> < n) {
-    copy_padded(from + s * lanes<Acc>, to + s * high * lanes<Acc>, n - s * lanes<Acc>, lanes<Acc>);
-    ++s;
+  for (; (s + 1) * width <= n; ++s)
+    store(to + s * high * width, Panel<In, Acc>::load(from + s * width));
+  if (s * width < n) {
+    In rest[width] = {};
+    std::memcpy(rest, from + s * width, (n - s * width) * sizeof(In));
+    store(to + s++ * high * width, Panel<In, Acc>::load(rest));
   }
   for (; s < steps; ++s)
-    store(to + s * high * lanes<Acc>, vec<Acc>{});
+    store(to + s * high * width, vec<Element>{});
 }
 
 // Norms of short samples take tiles as high as it needs to cut a sample evenly, so that one token is not padded to
@@ -78,24 +101,25 @@ constexpr int64_t most_pairs = most_tiles * (most_tiles + 1) / 2;
 template <int high, class Acc> constexpr int64_t pair_sums = ceil_div(high * high, lanes<Acc>) * lanes<Acc>;
 
 // sums[row * high + col] += x_row * y_col, lane by lane; with itself a tile needs no col below its row.
-template <int high, bool itself, class In, class Acc>
-inline void add_products(const In *x, const In *y, int64_t row_stride, int64_t step_stride, int64_t steps,
+template <int high, bool itself, class In, class Acc, class From>
+inline void add_products(const From *x, const From *y, int64_t row_stride, int64_t step_stride, int64_t steps,
                          vec<Acc> *sums) {
+  using Element = typename Panel<In, Acc>::Element;
   vec<Acc> acc[high * high];
 #pragma GCC unroll 16
   for (int q = 0; q < high * high; ++q)
     acc[q] = sums[q];
   for (int64_t s = 0; s < steps; ++s, x += step_stride, y += step_stride) {
-    vec<Acc> col[high];
+    vec<Element> col[high];
 #pragma GCC unroll 4
     for (int c = 0; c < high; ++c)
-      col[c] = load_wide(y + c * row_stride);
+      col[c] = Panel<In, Acc>::load(y + c * row_stride);
 #pragma GCC unroll 4
     for (int r = 0; r < high; ++r) {
-      const vec<Acc> row = itself ? col[r] : load_wide(x + r * row_stride);
+      const vec<Element> row = itself ? col[r] : Panel<In, Acc>::load(x + r * row_stride);
 #pragma GCC unroll 4
       for (int c = itself ? r : 0; c < high; ++c)
-        acc[r * high + c] += row * col[c];
+        Panel<In, Acc>::multiply_add(acc[r * high + c], row, col[c]);
     }
   }
 #pragma GCC unroll 16
@@ -107,29 +131,30 @@ inline void add_products(const In *x, const In *y, int64_t row_stride, int64_t s
 template <int high, class In, class Acc>
 void short_scores(const In *from, int64_t token_stride, int64_t tokens, int64_t n, Acc *scores) {
   const int64_t tiles = ceil_div(tokens, high), pairs = tiles * (tiles + 1) / 2;
-  constexpr int64_t step = high * lanes<Acc>;
-  alignas(64) Acc panel[panel_bytes / sizeof(Acc)];
+  using Element = typename Panel<In, Acc>::Element;
+  constexpr int64_t width = lanes<Element>, step = high * width;
+  alignas(64) Element panel[panel_bytes / sizeof(Element)];
   vec<Acc> sums[most_pairs * pair_sums<highest, Acc>];
   std::memset(sums, 0, pairs * pair_sums<high, Acc> * vector_bytes);
   int64_t first = 0;
   if (tiles == 1 && tokens == high) {
-    first = n / lanes<Acc> * lanes<Acc>; // the panel is for what is no whole vector
-    add_products<high, true, In, Acc>(from, from, token_stride, lanes<Acc>, n / lanes<Acc>, sums);
+    first = n / width * width; // the panel is for what is no whole vector
+    add_products<high, true, In, Acc>(from, from, token_stride, width, n / width, sums);
   }
-  const int64_t panel_features = panel_bytes / (most(1, tiles) * high * vector_bytes) * lanes<Acc>;
+  const int64_t panel_features = panel_bytes / (most(1, tiles) * high * vector_bytes) * width;
   for (; first < n; first += panel_features) {
-    const int64_t features = least(n - first, panel_features), steps = ceil_div(features, lanes<Acc>);
+    const int64_t features = least(n - first, panel_features), steps = ceil_div(features, width);
     for (int64_t t = 0; t < tiles * high; ++t)
-      pack_token<high>(from + first + least(t, tokens - 1) * token_stride, t < tokens ? features : 0, steps,
-                       panel + t / high * steps * step + t % high * lanes<Acc>);
+      pack_token<high, In, Acc>(from + first + least(t, tokens - 1) * token_stride, t < tokens ? features : 0, steps,
+                                panel + t / high * steps * step + t % high * width);
     vec<Acc> *to = sums;
     for (int64_t k = 0; k < tiles; ++k)
       for (int64_t l = k; l < tiles; ++l, to += pair_sums<high, Acc>) {
-        const Acc *x = panel + k * steps * step, *y = panel + l * steps * step;
+        const Element *x = panel + k * steps * step, *y = panel + l * steps * step;
         if (k == l)
-          add_products<high, true, Acc, Acc>(x, y, lanes<Acc>, step, steps, to);
+          add_products<high, true, In, Acc>(x, y, width, step, steps, to);
         else
-          add_products<high, false, Acc, Acc>(x, y, lanes<Acc>, step, steps, to);
+          add_products<high, false, In, Acc>(x, y, width, step, steps, to);
       }
   }
   for (int64_t v = 0; v < pairs * pair_sums<high, Acc>; v += lanes<Acc>)
@@ -155,12 +180,13 @@ template <int high, class In, class Acc> double short_norm2(const GradGram &args
 // The tokens of one side, in groups of whole samples. Within a group tokens are numbered through, so that short samples
 // share tiles, and only the last tile is padded with zeros. A group too long for L2 is read in several pieces.
 template <class In, class Acc> struct Side {
+  using Element = typename Panel<In, Acc>::Element;
   const GradGram::Side &s;
   int64_t d, p, samples_per_group, groups, tiles, pieces, tiles_per_piece, a_steps, b_steps;
 
   Side(const GradGram &args, const GradGram::Side &side) : s(side), d(args.d), p(args.p) {
-    a_steps = ceil_div(d, lanes<Acc>);
-    b_steps = ceil_div(p, lanes<Acc>);
+    a_steps = ceil_div(d, lanes<Element>);
+    b_steps = ceil_div(p, lanes<Element>);
     const int64_t token_bytes = most(1, (a_steps + b_steps) * vector_bytes);
     const int64_t tokens =
         least(most(least_tokens, s.samples * s.tokens / wanted_cuts), most(tile, right_bytes / token_bytes));
@@ -171,28 +197,30 @@ template <class In, class Acc> struct Side {
     tiles_per_piece = ceil_div(tiles, pieces);
   }
 
-  int64_t a_tile() const { return a_steps * tile * lanes<Acc>; }
-  int64_t b_tile() const { return b_steps * tile * lanes<Acc>; }
+  int64_t a_tile() const { return a_steps * tile * lanes<Element>; }
+  int64_t b_tile() const { return b_steps * tile * lanes<Element>; }
   int64_t group_size() const { return tiles * (a_tile() + b_tile()); }
   int64_t first_sample(int64_t group) const { return group * samples_per_group; }
   int64_t samples_in(int64_t group) const { return least(samples_per_group, s.samples - first_sample(group)); }
   int64_t tokens_in(int64_t group) const { return samples_in(group) * s.tokens; }
 
-  // A packed group is [tile of a] and then [tile of b], each [step][token][lane] and widened.
-  void pack(int64_t group, int64_t k, Acc *panels) const {
+  // A packed group is [tile of a] and then [tile of b], each [step][token][lane].
+  void pack(int64_t group, int64_t k, Element *panels) const {
     for (int r = 0; r < tile; ++r) {
       const int64_t token = k * tile + r;
       const bool real = token < tokens_in(group);
       const int64_t i = real ? first_sample(group) + token / s.tokens : 0, t = real ? token % s.tokens : 0;
-      pack_token<tile>(static_cast<const In *>(s.a) + i * s.a_sample + t * s.a_token, real ? d : 0, a_steps,
-                       panels + k * a_tile() + r * lanes<Acc>);
-      pack_token<tile>(static_cast<const In *>(s.b) + i * s.b_sample + t * s.b_token, real ? p : 0, b_steps,
-                       panels + tiles * a_tile() + k * b_tile() + r * lanes<Acc>);
+      pack_token<tile, In, Acc>(static_cast<const In *>(s.a) + i * s.a_sample + t * s.a_token, real ? d : 0, a_steps,
+                                panels + k * a_tile() + r * lanes<Element>);
+      pack_token<tile, In, Acc>(static_cast<const In *>(s.b) + i * s.b_sample + t * s.b_token, real ? p : 0, b_steps,
+                                panels + tiles * a_tile() + k * b_tile() + r * lanes<Element>);
     }
   }
 };
 
 template <class In, class Acc> class Kernel {
+  using Element = typename Panel<In, Acc>::Element;
+
 public:
   explicit Kernel(const GradGram &args) : s(args), left(args, args.left), right(args, args.right) {}
 
@@ -205,7 +233,7 @@ public:
     if (s.diagonal && right.pieces == 1)
       parallel_for(left.groups, [this](int64_t i) { // packed where it is used: the panels never leave L2
         static thread_local Workspace panel_space;
-        Acc *panels = panel_space.get<Acc>(left.group_size());
+        Element *panels = panel_space.get<Element>(left.group_size());
         for (int64_t k = 0; k < left.tiles; ++k)
           left.pack(i, k, panels);
         group_pair(i, i, 0, panels, panels);
@@ -240,8 +268,9 @@ private:
   void all_groups() {
     static thread_local Workspace panel_space;
     const int64_t left_tiles = left.groups * left.tiles, right_tiles = s.symmetric ? 0 : right.groups * right.tiles;
-    Acc *left_panels = panel_space.get<Acc>(left.groups * left.group_size() + right.groups * right.group_size());
-    Acc *right_panels = s.symmetric ? left_panels : left_panels + left.groups * left.group_size();
+    Element *left_panels =
+        panel_space.get<Element>(left.groups * left.group_size() + right.groups * right.group_size());
+    Element *right_panels = s.symmetric ? left_panels : left_panels + left.groups * left.group_size();
     parallel_for(left_tiles + right_tiles, [=, this](int64_t k) {
       const bool second = k >= left_tiles;
       const Side<In, Acc> &side = second ? right : left;
@@ -259,7 +288,7 @@ private:
   }
 
   // All pairs of a left group's tokens and those of one piece of a right group.
-  void group_pair(int64_t gi, int64_t gj, int64_t piece, const Acc *x, const Acc *y) const {
+  void group_pair(int64_t gi, int64_t gj, int64_t piece, const Element *x, const Element *y) const {
     static thread_local Workspace score_space, sum_space;
     const int64_t first = piece * right.tiles_per_piece, last = least(right.tiles, first + right.tiles_per_piece);
     Acc *a_scores = score_space.get<Acc>(2 * right.tiles_per_piece * tile_scores);
@@ -287,12 +316,12 @@ private:
   }
 
   // The scores of one left tile with the right tiles [from, last).
-  static void scores(const Acc *x, const Acc *y, int64_t steps, int64_t from, int64_t last, Acc *to) {
+  static void scores(const Element *x, const Element *y, int64_t steps, int64_t from, int64_t last, Acc *to) {
     std::memset(to, 0, sizeof(Acc) * (last - from) * tile_scores);
-    for (int64_t s = 0; s < steps; s += block_steps<Acc>)
+    for (int64_t s = 0; s < steps; s += block_steps)
       for (int64_t l = from; l < last; ++l)
-        add_scores(x + s * tile * lanes<Acc>, y + (l * steps + s) * tile * lanes<Acc>,
-                   least(block_steps<Acc>, steps - s), to + (l - from) * tile_scores);
+        add_scores<In, Acc>(x + s * tile * lanes<Element>, y + (l * steps + s) * tile * lanes<Element>,
+                            least(block_steps, steps - s), to + (l - from) * tile_scores);
   }
 
   // Adds the products of a tile's scores to the sums of the samples its tokens belong to. In a group paired with itself

@@ -26,7 +26,7 @@ MUTANTS = {
     "grad_gram": {
         "pairs of different samples count twice": ("same && i == j ? twice : 1) * double(sum", "twice) * double(sum"),
         "tiles on the diagonal are skipped": ("same ? most(first, k) : first", "same ? most(first, k + 1) : first"),
-        "features beyond whole vectors are dropped": ("if (s * lanes<Acc> < n)", "if (false)"),
+        "features beyond whole vectors are dropped": ("if (s * width < n)", "if (false)"),
         "the first piece of a long sample is lost": ("int64_t piece = 0; piece <", "int64_t piece = 1; piece <"),
         "pairs of a short sample's tokens count once": ("(k == l && r == c ? 1 : 2)", "1"),
         "a short sample's later panels are dropped": ("first < n; first += panel_features", "first < 1; first += n"),
@@ -92,6 +92,7 @@ MUTANTS = {
 }
 if _C.isa() == "avx512bf16":
     MUTANTS["grad_stats"]["a pair's second token is lost"] = ("from + token) << 16", "from + token) << 16 & 0")
+    MUTANTS["grad_gram"]["a pair's second feature is lost"] = ("(__m512bh)x,", "(__m512bh)((vec<uint32_t>)x & 0xffff),")
 EDITS = {(op, "unedited"): None for op in MUTANTS} | {
     (op, name): edit for op, edits in MUTANTS.items() for name, edit in edits.items()
 }
