@@ -56,7 +56,7 @@ DOORS = {
     "softmax_stats of distributions": lambda v: gg.softmax_stats(v["logits"], v["soft"]),
     "el2n": lambda v: gg.el2n(v["logits"], v["ids"]),
     "trajectory_match": lambda v: gg.trajectory_match(
-        [v["b"], v["row"]], [v["x"], 2 * v["row"]], [3 * v["x"], v["row"] - 1], mask=7
+        [v["b"], v["row"]], [v["x"], 2 * v["row"]], [3 * v["x"], v["row"] - 1], mask=1
     ),
 }
 

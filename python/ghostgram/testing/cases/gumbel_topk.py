@@ -29,6 +29,10 @@ class Case:
     batches: int = 0
     """0: one call that picks positions; else calls that pick ids."""
 
+    def __post_init__(self) -> None:
+        if self.ids == "none" and self.batches:
+            raise ValueError("ids: expected some, because positions begin again in every call")
+
     @property
     def id(self) -> str:
         """A name for test reports."""

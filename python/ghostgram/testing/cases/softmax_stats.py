@@ -29,6 +29,10 @@ class Case:
     labels: str = "int64"
     layout: str = "contiguous"
 
+    def __post_init__(self) -> None:
+        if self.samples * self.tokens and not self.classes and self.labels.startswith("int"):
+            raise ValueError("classes: expected at least one for a label to name, got 0")
+
     @property
     def id(self) -> str:
         """A name for test reports."""

@@ -35,6 +35,10 @@ class Case:
     apart: float = 0.1
     unit: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.first >= max(sum(self.sizes), 1):
+            raise ValueError(f"first: expected fewer than all {sum(self.sizes)} scalars to be dropped, got {self.first}")
+
     @property
     def id(self) -> str:
         """A name for test reports."""
