@@ -56,7 +56,7 @@ DOORS = {
     "softmax_stats of distributions": lambda v: gg.softmax_stats(v["logits"], v["soft"]),
     "el2n": lambda v: gg.el2n(v["logits"], v["ids"]),
     "trajectory_match": lambda v: gg.trajectory_match(
-        [v["b"], v["row"]], [v["x"], 2 * v["row"]], [3 * v["x"], v["row"] - 1], mask=7
+        [v["b"], v["row"]], [v["x"], 2 * v["row"]], [3 * v["x"], v["row"] - 1], mask=1
     ),
 }
 
@@ -122,6 +122,7 @@ def op_samples():
             (v["a"], v["b"], None, None, True, "auto"),
             (half["a"], half["b"], half["a2"], half["b2"], False, "auto"),
         ],
+        "grad_norms": [(v["a"], v["b"], "G", "auto"), (half["a"], half["b"], "M", "auto")],
         "embedding_stats": [
             (v["ids"], v["b"], v["table"], 2, True, "auto"),
             (v["ids"], half["b"], None, -1, False, "auto"),
