@@ -19,7 +19,7 @@ import ghostgram as gg
 
 WAYS = {"norms": ("M", "G"), "dots": ("M", "P"), "gram": ("G", "M")}
 
-# The held-out grid shares no number of tokens, of samples or layer with the fitted one.
+# The held-out grid shares no number of samples, no layer and no number of tokens but 1 with the fitted one.
 FITTED = {
     "tokens": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     "samples": (2, 16, 64),
