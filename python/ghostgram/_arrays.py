@@ -67,9 +67,9 @@ def sum_dtype(x: Array) -> str:
 
 def device_type(x: Array) -> str:
     """Such as "cpu" or "cuda"."""
-    kind = framework(x, "array")
-    if kind == "torch":
+    if is_torch(x):
         return str(x.device.type)
+    kind = framework(x, "array")
     if kind == "jax":
         platform = next(iter(x.devices())).platform
         return "cuda" if platform == "gpu" else str(platform)
@@ -78,9 +78,9 @@ def device_type(x: Array) -> str:
 
 def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """An output beside `like`: same framework and device. JAX arrays are immutable, so theirs is a NumPy one."""
-    kind = framework(like, "array")
-    if kind == "torch":
+    if is_torch(like):
         return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))
+    kind = framework(like, "array")
     if kind == "jax" and device_type(like) != "cpu":
         raise TypeError("array: JAX arrays on a GPU are not supported yet; expected a CPU array")
     return sys.modules["cupy"].empty(shape, dtype) if kind == "cupy" else np.empty(shape, dtype)
@@ -105,6 +105,15 @@ def mirrored(x: Array) -> Array:
     kind = framework(x, "x")
     module = sys.modules["jax"].numpy if kind == "jax" else sys.modules[kind]
     return module.triu(x) + module.triu(x, 1).T
+
+
+def roots(squares: Array) -> Array:
+    """Square roots, in place; rounding may have left a square that should be 0 a little below it."""
+    if is_torch(squares):
+        return squares.clamp_(0).sqrt_()
+    squares.clip(0, out=squares)
+    squares **= 0.5
+    return squares
 
 
 def to_float64(x: Array) -> Any:
@@ -194,11 +203,11 @@ def floating(x: Array, name: str) -> None:
 
 def layer(a: Array, b: Array, a_name: str = "a", b_name: str = "b") -> tuple[Array, Array]:
     """A layer's inputs and output gradients as (B, T, d) and (B, T, p), or an error that names the argument."""
-    for name, x in ((a_name, a), (b_name, b)):
-        floating(x, name)
-    if dtype_name(b) != dtype_name(a):
+    floating(a, a_name)
+    if b.dtype != a.dtype:
+        floating(b, b_name)
         raise TypeError(f"{b_name}: expected {dtype_name(a)} like {a_name}, got {dtype_name(b)}")
-    if tuple(a.shape[:-1]) != tuple(b.shape[:-1]):
+    if a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"{b_name}: expected shape {(*a.shape[:-1], 'p')} like {a_name}, got {tuple(b.shape)}")
     return samples_first(a, a_name), samples_first(b, b_name)
 

@@ -104,11 +104,17 @@ def constant(function: Callable[..., Any]) -> Callable[..., Any]:
 @constant
 def runnable(ops: dict[str, str], backend: str, device: str) -> tuple[str, ...]:
     """The keys of the ops that `backend` can run here; all of them where it can run none, for the error to name."""
+    return _runnable(tuple(ops.items()), backend, device)
+
+
+@cache
+def _runnable(ops: tuple[tuple[str, str], ...], backend: str, device: str) -> tuple[str, ...]:
     names = _candidates(device) if backend == "auto" else (backend,)
-    able = tuple(key for key, op in ops.items() if any(why_not(op, name) is None for name in names))
-    return able or tuple(ops)
+    able = tuple(key for key, op in ops if any(why_not(op, name) is None for name in names))
+    return able or tuple(key for key, _ in ops)
 
 
+@cache
 def choose(op: str, backend: str, device: str) -> str:
     """The backend that will run `op` on arrays of this device type; an error that says why none can."""
     if backend == "auto":

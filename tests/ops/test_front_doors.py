@@ -122,6 +122,7 @@ def op_samples():
             (v["a"], v["b"], None, None, True, "auto"),
             (half["a"], half["b"], half["a2"], half["b2"], False, "auto"),
         ],
+        "grad_norms": [(v["a"], v["b"], "G", "auto"), (half["a"], half["b"], "M", "auto")],
         "embedding_stats": [
             (v["ids"], v["b"], v["table"], 2, True, "auto"),
             (v["ids"], half["b"], None, -1, False, "auto"),

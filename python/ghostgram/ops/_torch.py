@@ -46,10 +46,8 @@ def register() -> None:
         library.impl(name, _adapted(compute), "CompositeExplicitAutograd")
         torch.library.register_fake(f"ghostgram::{name}", outputs, lib=library)
         _registered[name] = op = getattr(torch.ops.ghostgram, name).default
-        if autograd is None:
-            torch.library.register_autograd(f"ghostgram::{name}", _no_gradient(name), lib=library)
-        else:  # register_autograd flattens lists of tensors by pytree, which costs more than a small op
-            library.impl(name, autograd(_below_autograd(op)), "Autograd")
+        # register_autograd flattens its arguments by pytree, which costs more than a small op.
+        library.impl(name, (autograd or _no_gradient(name))(_below_autograd(op)), "Autograd")
 
 
 @_dispatch.constant
@@ -103,8 +101,29 @@ def _below_autograd(op: Callable[..., Any]) -> Callable[..., Any]:
     return below
 
 
-def _no_gradient(name: str) -> Callable[..., Any]:
-    def backward(*_: Any) -> Any:
-        raise RuntimeError(f"ghostgram::{name} reads its inputs as constants: it has no gradient")
+def _no_gradient(name: str) -> Autograd:
+    """A gradient that is an error when it is asked for, not when the op is called."""
+    import torch
 
-    return backward
+    class Constant(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: Any, _differentiable: Any, below: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+            return below(*args)
+
+        @staticmethod
+        def backward(_ctx: Any, *_: Any) -> Any:
+            raise RuntimeError(f"ghostgram::{name} reads its inputs as constants: it has no gradient")
+
+    def wants_gradient(x: Any) -> bool:
+        return x.requires_grad if isinstance(x, torch.Tensor) else isinstance(x, list) and any(map(wants_gradient, x))
+
+    def with_error(below: Callable[..., Any]) -> Callable[..., Any]:
+        def op(*args: Any) -> Any:
+            if torch.is_grad_enabled() and any(map(wants_gradient, args)):
+                tensors = (y for x in args for y in (x if isinstance(x, list) else [x]))
+                return Constant.apply(next(filter(wants_gradient, tensors)), below, args)  # type: ignore[no-untyped-call]
+            return below(*args)
+
+        return op
+
+    return with_error

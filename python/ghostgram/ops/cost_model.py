@@ -1,13 +1,24 @@
 """Which exact way is fastest: M materialises tiles of gradients, G multiplies tokens, P scores tokens by a GEMM.
 
-The nanoseconds below were fitted to measured times; docs/cost_model.md has the grid, the fit and its regret. Only
-ratios matter, so a faster machine of the same balance chooses alike.
+A way's time is linear in what it does. The nanoseconds are fitted to measured times by benchmarks/fit_cost_model.py;
+docs/cost_model.md has the form, the fit and its regret. Only ratios matter, so a faster machine of the same balance
+chooses alike.
 """
 
 from __future__ import annotations
 
 DIRECTIONS_AT_ONCE = 16
 """How many gradients of a second side are materialised at a time for the gram."""
+
+NANOSECONDS: dict[tuple[str, str], tuple[float, ...]] = {
+    ("norms", "M"): (27_800, 0.254, 0.0179, 0.0375),
+    ("norms", "G"): (23_400, 0.141, 0.011),
+    ("dots", "M"): (41_800, 0.275, 0.0183, 0.0327, 0.169),
+    ("dots", "P"): (23_300, 0.235, 0.0206, 0.191),
+    ("gram", "G"): (24_500, 0.448, 0.0205, 78.6),
+    ("gram", "M"): (43_100, 0.185, 0.0242, 0.0664),
+}
+"""What each of a way's terms costs."""
 
 
 def choose_way(
@@ -26,39 +37,56 @@ def choose_way(
     """
     if len(ways) == 1:
         return ways[0]
-    shape = (samples, tokens, d, p)
-    costs = {"norms": _norms(*shape), "dots": _dots(*shape, directions), "gram": _gram(*shape, second)}[want]
-    return min(ways, key=lambda way: costs[way])
+    if want == "norms":
+        terms = norms_terms(samples, tokens, d, p)
+    elif want == "dots":
+        terms = dots_terms(samples, tokens, d, p, directions)
+    else:
+        terms = gram_terms(samples, tokens, d, p, second)
+    return min(ways, key=lambda way: sum([x * y for x, y in zip(NANOSECONDS[want, way], terms[way], strict=True)]))
 
 
-def _norms(samples: int, tokens: int, d: int, p: int) -> dict[str, float]:
-    rows = samples * tokens
-    padded = -(-tokens // 4) * 4  # G works on four tokens at a time
+def norms_terms(samples: int, tokens: int, d: int, p: int) -> dict[str, tuple[float, ...]]:
+    """A constant, what is packed, and multiply-adds; G cuts up to 16 tokens evenly into tiles of at most 4."""
+    gradient, packed = _padded(d, p), samples * tokens * (d + p)
+    high = -(-tokens // max(1, -(-tokens // 4))) if tokens <= 16 else 4
+    padded = -(-tokens // max(1, high)) * high
+    pairs = samples * padded * (padded + high) * (d + p)
     return {
-        "M": 28_500 + 0.65 * rows * (d + p) + 0.0124 * rows * d * p + 0.046 * samples * d * p,
-        "G": 26_200 + (0.36 + 0.0101 * (padded + 4)) * samples * padded * (d + p),
+        "M": (1, packed, samples * tokens * gradient, samples * gradient),
+        "G": (1, packed, pairs),
     }
 
 
-def _dots(samples: int, tokens: int, d: int, p: int, directions: int) -> dict[str, float]:
-    rows = samples * tokens
+def dots_terms(samples: int, tokens: int, d: int, p: int, directions: int) -> dict[str, tuple[float, ...]]:
+    """A constant, what is packed, multiply-adds, and what is done per sample and per direction."""
+    rows, gradient = samples * tokens, _padded(d, p)
     return {
-        "M": 28_800
-        + 0.52 * rows * (d + p)
-        + (0.0145 * rows + 0.038 * samples * (directions + 1) + 0.27 * directions) * d * p,
-        "P": directions * (16_500 + 0.41 * rows * (d + p) + (0.0135 * rows + 0.25) * d * p),
+        "M": (1, rows * (d + p), rows * gradient, samples * (directions + 1) * gradient, directions * gradient),
+        "P": (directions, directions * rows * (d + p), directions * rows * d * p, directions * d * p),
     }
 
 
-def _gram(samples: int, tokens: int, d: int, p: int, second: tuple[int, int] | None) -> dict[str, float]:
+def gram_terms(
+    samples: int, tokens: int, d: int, p: int, second: tuple[int, int] | None
+) -> dict[str, tuple[float, ...]]:
+    """A constant, what is packed, multiply-adds, and what is done per pair; M goes through the left side in passes."""
     samples2, tokens2 = second or (samples, tokens)
-    rows, rows2 = samples * tokens, samples2 * tokens2
+    rows, rows2, gradient = samples * tokens, samples2 * tokens2, _padded(d, p)
     packed, pairs = (rows + rows2, rows * rows2) if second else (rows, rows * rows / 2)
     passes = -(-samples2 // DIRECTIONS_AT_ONCE)
     multiplied = rows2 + passes * rows
     return {
-        "G": 31_100 + (0.93 * packed + 0.018 * pairs) * (d + p) + 13 * samples * samples2,
-        "M": 37_600 * samples2
-        + 0.45 * multiplied * (d + p)
-        + (0.020 * multiplied + 0.079 * samples2 * (1 + samples) + 0.026 * passes * samples) * d * p,
+        "G": (1, packed * (d + p), pairs * (d + p), samples * samples2),
+        "M": (
+            samples2,
+            multiplied * (d + p),
+            multiplied * gradient,
+            samples2 * (1 + samples) * gradient,
+        ),
     }
+
+
+def _padded(d: int, p: int) -> int:
+    """Elements of a gradient in whole tiles of 14 x 32, as AVX-512 has them: thin layers leave parts of tiles empty."""
+    return -(-d // 32) * 32 * (-(-p // 14) * 14)

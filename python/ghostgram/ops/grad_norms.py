@@ -6,6 +6,8 @@ from ghostgram import _arrays, _dispatch
 from ghostgram._arrays import Array
 from ghostgram.ops import _torch
 from ghostgram.ops.cost_model import choose_way
+from ghostgram.ops.grad_gram import compute as products_of_tokens
+from ghostgram.ops.grad_stats import compute as tiles_of_gradients
 
 
 def grad_norms(a: Array, b: Array, *, backend: str = "auto") -> Array:
@@ -39,7 +41,19 @@ def grad_norms(a: Array, b: Array, *, backend: str = "auto") -> Array:
     a, b = _arrays.layer(a, b)
     samples, tokens, d = a.shape
     ways = _dispatch.runnable({"M": "grad_stats", "G": "grad_gram"}, backend, _arrays.device_type(a))
-    if choose_way("norms", ways, samples, tokens, d, b.shape[-1]) == "G":
-        # Products of tokens cancel: a norm that should be 0 may come out a little below it.
-        return _torch.call("grad_gram", a, b, None, None, True, backend).clip(0) ** 0.5
-    return _torch.call("grad_stats", a, b, None, False, True, backend)[1] ** 0.5
+    return _torch.call("grad_norms", a, b, choose_way("norms", ways, samples, tokens, d, b.shape[-1]), backend)
+
+
+def outputs(a: Array, b: Array, way: str, backend: str) -> Array:
+    """The array that `compute` returns: (B,)."""
+    return _arrays.empty(a, (a.shape[0],), _arrays.sum_dtype(a))
+
+
+def compute(a: Array, b: Array, way: str, backend: str) -> Array:
+    """Norms of checked inputs by the way "G" or "M", roots included: an op of torch's own costs more than they do."""
+    if way == "G":
+        return _arrays.roots(products_of_tokens(a, b, None, None, True, backend))
+    return _arrays.roots(tiles_of_gradients(a, b, None, False, True, backend)[1])
+
+
+_torch.define("grad_norms(Tensor a, Tensor b, str way, str backend) -> Tensor", compute, outputs)
