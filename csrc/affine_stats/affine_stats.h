@@ -37,7 +37,7 @@ struct AffineStats {
   int64_t b_sample, b_row;
   const void *x; // null: bias only
   int64_t x_sample, x_row;
-  const void *mean; // null: 0
+  const void *mean;               // null: 0
   int64_t mean_sample, mean_step; // step: to the next token's, or group's
   const void *rstd;               // null: 1
   int64_t rstd_sample, rstd_step;

@@ -100,15 +100,16 @@ private:
 } // namespace
 
 void bind_affine_stats(py::module_ &cpu, py::module_ &) {
-  cpu.def("affine_stats", [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight,
-                             py::handle D_bias, py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2,
-                             py::handle bias_norms2, py::handle weight_dots, py::handle bias_dots, bool channels_first) {
-    Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2, weight_dots,
-              bias_dots, channels_first);
-    expect(call.b.device.type == dlpack::cpu, "b", "CPU memory", call.b);
-    py::gil_scoped_release free;
-    affine_stats_cpu(call.args);
-  });
+  cpu.def("affine_stats",
+          [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight, py::handle D_bias,
+             py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2, py::handle bias_norms2,
+             py::handle weight_dots, py::handle bias_dots, bool channels_first) {
+            Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2,
+                      weight_dots, bias_dots, channels_first);
+            expect(call.b.device.type == dlpack::cpu, "b", "CPU memory", call.b);
+            py::gil_scoped_release free;
+            affine_stats_cpu(call.args);
+          });
 }
 
 } // namespace gg

@@ -1,5 +1,6 @@
 // affine_stats on the CPU: both per-sample sums grow in L1 while b and x stream past, four tokens at a time; channels
-// first, they grow in registers, channel by channel. What bounds it: reading b and x once. See docs/ops/affine_stats.md.
+// first, they grow in registers, channel by channel. What bounds it: reading b and x once. See
+// docs/ops/affine_stats.md.
 #include "affine_stats/affine_stats.h"
 #include "core/parallel.h"
 #include "core/simd.h"
@@ -39,6 +40,19 @@ template <class Acc> inline void add_row(const Acc *from, int64_t n, Acc *to) {
     store(to + c, load(to + c) + load(from + c));
   for (; c < n; ++c)
     to[c] += from[c];
+}
+
+// The sums of x's and of y's lanes, in lanes 0 and lanes/2: hardly more shuffles than for one of them.
+template <class Acc> inline vec<Acc> sum_lanes_of_both(vec<Acc> x, vec<Acc> y) {
+  constexpr int half = lanes<Acc> / 2;
+  vec<Acc> both = fold_pair<half>(x, y, typename count_lanes<lanes<Acc>>::type{});
+  if constexpr (half >= 8)
+    both += rotated<Acc, 4>(both);
+  if constexpr (half >= 4)
+    both += rotated<Acc, 2>(both);
+  if constexpr (half >= 2)
+    both += rotated<Acc, 1>(both);
+  return both;
 }
 
 template <class In, class Acc> class Kernel {
@@ -91,7 +105,7 @@ private:
     s.channels_first ? sum_channels(i, first, last, total(i, 0)) : sum_tokens(i, first, last, total(i, cut));
   }
 
-  // Tokens: lanes run along the features, which are neighbours in memory. ----------------------------------------------
+  // Tokens: lanes run along the features, which are neighbours in memory. -------------------------------------------
 
   void sum_tokens(int64_t i, int64_t first, int64_t last, Acc *rows) const {
     std::memset(rows, 0, sizeof(Acc) * 2 * s.features);
@@ -138,7 +152,7 @@ private:
       }
   }
 
-  // Channels first: lanes run along space, and each channel's row becomes one number. ----------------------------------
+  // Channels first: lanes run along space, and each channel's row becomes one number. -------------------------------
 
   // Writes features first to last of both rows.
   void sum_channels(int64_t i, int64_t first, int64_t last, Acc *rows) const {
@@ -173,14 +187,12 @@ private:
       if constexpr (with_x)
         w_rest += y * (widen(x[t]) - mean);
     }
-    rows[s.features + f] = sum_lanes<Acc>((v[0] + v[1]) + (v[2] + v[3])) + v_rest;
-    if constexpr (with_x) // the rstd of an empty space may be NaN
-      rows[f] = s.tokens ? (sum_lanes<Acc>((w[0] + w[1]) + (w[2] + w[3])) + w_rest) * rstd_at(i, group) : 0;
-    else
-      rows[f] = 0;
+    const vec<Acc> both = sum_lanes_of_both<Acc>((w[0] + w[1]) + (w[2] + w[3]), (v[0] + v[1]) + (v[2] + v[3]));
+    rows[f] = with_x && s.tokens ? (both[0] + w_rest) * rstd_at(i, group) : 0; // that of an empty space may be NaN
+    rows[s.features + f] = both[lanes<Acc> / 2] + v_rest;
   }
 
-  // Both: what is asked of the rows. -----------------------------------------------------------------------------------
+  // Both: what is asked of the rows. --------------------------------------------------------------------------------
 
   Acc mean_at(int64_t i, int64_t k) const {
     return s.mean ? static_cast<const Acc *>(s.mean)[i * s.mean_sample + k * s.mean_step] : 0;

@@ -50,7 +50,7 @@ def affine_stats(
     autograd history.
 
     Args:
-        b: (B, F) or (B, ..., F) gradients of the loss at the layer's output, with `channels_first` (B, F) or (B, F, ...);
+        b: (B, F) or (B, ..., F) gradients at the layer's output, with `channels_first` (B, F) or (B, F, ...);
             float32, bfloat16, float16 or float64.
         x: The layer's input, of b's shape and dtype; None for a bias alone.
         mean: b's shape without F, what is subtracted from x per token; with `channels_first` (B, G), per group of F / G
@@ -121,7 +121,9 @@ def _check_statistic(y: Array, name: str, b: Array, shape: tuple[int, ...], chan
         if tuple(y.shape) != shape[:-1]:
             raise ValueError(f"{name}: expected shape {shape[:-1]}, b's without its last axis, got {tuple(y.shape)}")
     elif y.ndim != 2 or y.shape[0] != shape[0] or y.shape[1] < 1 or shape[1] % y.shape[1]:
-        raise ValueError(f"{name}: expected shape ({shape[0]}, G), G dividing {shape[1]} channels, got {tuple(y.shape)}")
+        raise ValueError(
+            f"{name}: expected shape ({shape[0]}, G), G dividing {shape[1]} channels, got {tuple(y.shape)}"
+        )
 
 
 def _directions(D: Array | None, name: str, b: Array, features: int) -> tuple[Array | None, bool]:

@@ -27,8 +27,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, mean, rstd, weight, *bias = ctx.saved_tensors
-        owner, taps = ctx.owner, ctx.taps
-        grad_x = None
+        owner, grad_x = ctx.owner, None
         if ctx.needs_input_grad[0]:
             grad_x = torch.ops.aten.native_layer_norm_backward(
                 grad, x, owner.normalized_shape, mean, rstd, weight, bias[0] if bias else None, [True, False, False]
@@ -117,9 +116,7 @@ class _Layer(NamedTuple):
     channels_first: bool = False
 
 
-def _parameter_gradients(
-    ctx: Any, grad: Tensor, weight: Tensor, layer: _Layer
-) -> tuple[Tensor | None, Tensor | None]:
+def _parameter_gradients(ctx: Any, grad: Tensor, weight: Tensor, layer: _Layer) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of weight and bias, arguments 1 and 2 of the function of ctx; books their dots."""
     owner, taps = ctx.owner, ctx.taps
     wants_weight, wants_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
