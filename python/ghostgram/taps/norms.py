@@ -33,8 +33,8 @@ class _LayerNorm(torch.autograd.Function):
                 grad, x, owner.normalized_shape, mean, rstd, weight, bias[0] if bias else None, [True, False, False]
             )[0]
         features = weight.numel()
-        statistics = (_statistic(s.reshape(x.shape[0], -1), x) for s in (mean, rstd))
-        layer = _Layer(_tokens(grad, features), _tokens(x, features), *statistics)
+        mean, rstd = (_statistic(s.reshape(x.shape[0], -1), x) for s in (mean, rstd))
+        layer = _Layer(_tokens(grad, features), _tokens(x, features), mean, rstd)
         return grad_x, *_parameter_gradients(ctx, grad, weight, layer), None, None
 
 
@@ -46,8 +46,8 @@ class _GroupNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, owner: Any, taps: Taps
     ) -> Tensor:
         x = x.contiguous()
-        ctx.sizes = (*x.shape[:2], math.prod(x.shape[2:]), groups)
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, *ctx.sizes, eps)
+        ctx.sizes = samples, channels, space, _ = (*x.shape[:2], math.prod(x.shape[2:]), groups)
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, samples, channels, space, groups, eps)
         ctx.save_for_backward(x, mean, rstd, weight)
         ctx.owner, ctx.taps = owner, taps
         return y
