@@ -1,6 +1,6 @@
 // affine_stats: per-sample gradients of the scale and shift of a normalisation layer, or of a bias, in one read.
 //
-//   y = weight * xhat + bias,  xhat = (x - mean) * rstd             mean and rstd per token
+//   y = weight * xhat + bias,  xhat = (x - mean) * rstd             mean and rstd per token, or per group of channels
 //   W_i = sum_t b_it * xhat_it,  V_i = sum_t b_it                   (F)    elementwise products
 //   weight_grad = sum_i W_i,  bias_grad = sum_i V_i                 (F)
 //   weight_norms2_i = ||W_i||^2,  bias_norms2_i = ||V_i||^2         (B)
@@ -11,6 +11,9 @@
 // for. Per-sample sums are of that dtype too; sums over groups of samples, and over features, are float64, in an order
 // that depends on the shapes alone: the same bits for any number of threads. Sizes of 0 are legal and give zeros.
 // Outputs must not overlap inputs.
+//
+// Channels first, b and x are (B,F,T), a feature being a channel and its tokens the points of space, and mean and rstd
+// (B,G): feature f belongs to group f / (F/G). G divides F.
 #pragma once
 #include "core/array.h"
 
@@ -27,15 +30,17 @@ struct AffineStats {
   };
 
   DType dtype;                       // of b and x
+  bool channels_first;               // rows of b and x are channels, else tokens
   int64_t samples, tokens, features; // B, T, F
+  int64_t features_per_group;        // F/G; read only with channels_first
   const void *b;                     // inner stride 1; all strides count elements
-  int64_t b_sample, b_token;
+  int64_t b_sample, b_row;
   const void *x; // null: bias only
-  int64_t x_sample, x_token;
-  const void *mean; // null: 0
-  int64_t mean_sample, mean_token;
-  const void *rstd; // null: 1
-  int64_t rstd_sample, rstd_token;
+  int64_t x_sample, x_row;
+  const void *mean;               // null: 0
+  int64_t mean_sample, mean_step; // step: to the next token's, or group's
+  const void *rstd;               // null: 1
+  int64_t rstd_sample, rstd_step;
   Part weight, bias;
 };
 

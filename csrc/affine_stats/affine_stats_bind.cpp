@@ -18,22 +18,26 @@ struct Call {
 
   Call(py::handle b_, py::handle x_, py::handle mean_, py::handle rstd_, py::handle D_weight_, py::handle D_bias_,
        py::handle weight_grad_, py::handle bias_grad_, py::handle weight_norms2_, py::handle bias_norms2_,
-       py::handle weight_dots_, py::handle bias_dots_)
+       py::handle weight_dots_, py::handle bias_dots_, bool channels_first)
       : b("b", b_) {
     expect(b.ndim == 3 && b.unit_inner_stride() && b.dtype < DType::i32, "b",
-           "a floating (B, T, F) with inner stride 1", b);
+           "a floating (B, T, F), or (B, F, T) with channels first, with inner stride 1", b);
     args.dtype = b.dtype, sums = b.dtype == DType::f64 ? DType::f64 : DType::f32;
-    args.samples = b.shape[0], args.tokens = b.shape[1], args.features = b.shape[2];
-    args.b = b.data, args.b_sample = b.stride[0], args.b_token = b.stride[1];
+    args.channels_first = channels_first, args.samples = b.shape[0];
+    args.tokens = b.shape[channels_first ? 2 : 1], args.features = b.shape[channels_first ? 1 : 2];
+    args.b = b.data, args.b_sample = b.stride[0], args.b_row = b.stride[1];
     if (!x_.is_none()) {
       x.emplace("x", x_);
       expect(x->ndim == 3 && x->shape[0] == b.shape[0] && x->shape[1] == b.shape[1] && x->shape[2] == b.shape[2] &&
                  x->unit_inner_stride() && x->dtype == b.dtype,
              "x", "the shape and dtype of b, with inner stride 1", *x);
-      args.x = x->data, args.x_sample = x->stride[0], args.x_token = x->stride[1];
+      args.x = x->data, args.x_sample = x->stride[0], args.x_row = x->stride[1];
     }
-    token_scalars("mean", mean_, mean, args.mean, args.mean_sample, args.mean_token);
-    token_scalars("rstd", rstd_, rstd, args.rstd, args.rstd_sample, args.rstd_token);
+    args.features_per_group = most(1, args.features);
+    statistic("mean", mean_, mean, args.mean, args.mean_sample, args.mean_step);
+    statistic("rstd", rstd_, rstd, args.rstd, args.rstd_sample, args.rstd_step);
+    if (mean && rstd)
+      expect(rstd->shape[1] == mean->shape[1], "rstd", "the shape of mean", *rstd);
     if (x) // not args.x: an empty x has no memory, and its sums are zeros
       part({"D_weight", "weight_grad", "weight_norms2", "weight_dots"}, D_weight_, D_weight, weight_grad_, weight_grad,
            weight_norms2_, weight_norms2, weight_dots_, weight_dots, args.weight);
@@ -48,14 +52,20 @@ struct Call {
 private:
   DType sums;
 
-  void token_scalars(const char *name, py::handle object, std::optional<View> &view, const void *&data, int64_t &sample,
-                     int64_t &token) {
+  void statistic(const char *name, py::handle object, std::optional<View> &view, const void *&data, int64_t &sample,
+                 int64_t &step) {
     if (object.is_none())
       return;
     view.emplace(name, object);
-    expect(view->ndim == 2 && view->shape[0] == args.samples && view->shape[1] == args.tokens && view->dtype == sums,
-           name, "(B, T) in the dtype of the sums", *view);
-    data = view->data, sample = view->stride[0], token = view->stride[1];
+    const bool matrix = view->ndim == 2 && view->shape[0] == args.samples && view->dtype == sums;
+    const int64_t columns = matrix ? view->shape[1] : 0;
+    if (args.channels_first) {
+      expect(columns && args.features % columns == 0, name, "(B, G) in the dtype of the sums, G dividing F", *view);
+      args.features_per_group = most(1, args.features / columns);
+    } else {
+      expect(matrix && columns == args.tokens, name, "(B, T) in the dtype of the sums", *view);
+    }
+    data = view->data, sample = view->stride[0], step = view->stride[1];
   }
 
   struct Names {
@@ -90,15 +100,16 @@ private:
 } // namespace
 
 void bind_affine_stats(py::module_ &cpu, py::module_ &) {
-  cpu.def("affine_stats", [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight,
-                             py::handle D_bias, py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2,
-                             py::handle bias_norms2, py::handle weight_dots, py::handle bias_dots) {
-    Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2, weight_dots,
-              bias_dots);
-    expect(call.b.device.type == dlpack::cpu, "b", "CPU memory", call.b);
-    py::gil_scoped_release free;
-    affine_stats_cpu(call.args);
-  });
+  cpu.def("affine_stats",
+          [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight, py::handle D_bias,
+             py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2, py::handle bias_norms2,
+             py::handle weight_dots, py::handle bias_dots, bool channels_first) {
+            Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2,
+                      weight_dots, bias_dots, channels_first);
+            expect(call.b.device.type == dlpack::cpu, "b", "CPU memory", call.b);
+            py::gil_scoped_release free;
+            affine_stats_cpu(call.args);
+          });
 }
 
 } // namespace gg

@@ -175,6 +175,18 @@ def samples_first(x: Array, name: str) -> Array:
     return x
 
 
+def channels_first(x: Array, name: str) -> Array:
+    """Any (B, C, ...) as (B, C, S): no further axis is S = 1, several are flattened into one."""
+    if x.ndim < 2:
+        raise ValueError(f"{name}: expected (B, channels) or (B, channels, ...), got shape {tuple(x.shape)}")
+    if x.ndim != 3:
+        space = 1
+        for n in x.shape[2:]:
+            space *= n
+        x = x.reshape(x.shape[0], x.shape[1], space)
+    return x
+
+
 def ids_64(ids: Array, name: str) -> Array:
     """Ids as int64 that a kernel can read: int32 is widened, and uint64 keeps its bit pattern."""
     if dtype_name(ids) not in ("int32", "int64", "uint64"):

@@ -33,6 +33,8 @@ def arrays(make=np.asarray, samples=3, tokens=5, d=6, p=4, directions=2, dtype=n
         "mean": normal(samples, tokens),
         "rstd": normal(samples, tokens),
         "row": normal(directions, p),
+        "groups": normal(samples, 1),
+        "channels": normal(directions, tokens),
         "P_out": normal(5, p),
         "P_in": normal(7, d),
         "logits": normal(samples, tokens, 7),
@@ -48,6 +50,9 @@ DOORS = {
     "grad_stats": lambda v: gg.grad_stats(v["a"], v["b"], v["D"]),
     "embedding_stats": lambda v: gg.embedding_stats(v["ids"], v["b"], v["table"], padding_idx=2),
     "affine_stats": lambda v: gg.affine_stats(v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"]),
+    "affine_stats channels first": lambda v: gg.affine_stats(
+        v["b"], v["x"], v["groups"], 2 + v["groups"], v["channels"], v["channels"], channels_first=True
+    ),
     "affine_stats of a bias": lambda v: gg.affine_stats(v["b"], D_bias=v["row"]),
     "grad_project": lambda v: gg.grad_project(v["a"], v["b"], v["P_out"], v["P_in"]),
     "grad_project at random": lambda v: gg.grad_project(v["a"], v["b"], 3, 2, distribution="gaussian", seed=5),
@@ -128,8 +133,9 @@ def op_samples():
             (v["ids"], half["b"], None, -1, False, "auto"),
         ],
         "affine_stats": [
-            (v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], True, "auto"),
-            (half["b"], None, None, None, None, v["row"], False, "auto"),
+            (v["b"], v["x"], v["mean"], v["rstd"], v["row"], v["row"], False, True, "auto"),
+            (v["b"], v["x"], v["groups"], v["groups"], v["channels"], None, True, True, "auto"),
+            (half["b"], None, None, None, None, v["row"], False, False, "auto"),
         ],
         "gumbel_topk": [
             (v["mean"].flatten(), None, 4, 1, 0.5, "auto"),
@@ -221,6 +227,18 @@ ERRORS = [
     (lambda v: gg.affine_stats(v["b"], v["x"], rstd=v["rstd"].astype(float)), TypeError, r"^rstd: expected float32"),
     (lambda v: gg.affine_stats(v["b"], rstd=v["rstd"]), ValueError, r"^rstd: expected None without x"),
     (lambda v: gg.affine_stats(v["b"], D_bias=v["row"][:, :3]), ValueError, r"^D_bias: expected shape \(K, 4\)"),
+    (
+        lambda v: gg.affine_stats(v["b"], v["x"], v["mean"][:, :3], channels_first=True),
+        ValueError,
+        r"^mean: expected shape \(3, G\), G dividing 5 channels, got \(3, 3\)",
+    ),
+    (
+        lambda v: gg.affine_stats(v["b"], v["x"], v["groups"], v["mean"], channels_first=True),
+        ValueError,
+        r"^rstd: expected shape \(3, 1\) like mean, got \(3, 5\)",
+    ),
+    (lambda v: gg.affine_stats(v["b"], D_bias=v["row"], channels_first=True), ValueError, r"^D_bias: .*\(K, 5\)"),
+    (lambda v: gg.affine_stats(v["b"][0, 0], channels_first=True), ValueError, r"^b: expected \(B, channels\) or"),
     (lambda v: gg.grad_project(v["a"], v["b"], v["P_in"], 3), ValueError, r"^P_out: expected shape \(k, 4\), got"),
     (lambda v: gg.grad_project(v["a"], v["b"], 3, v["P_in"].astype(float)), TypeError, r"^P_in: expected float32 or"),
     (lambda v: gg.grad_project(v["a"], v["b"], 3, 0), ValueError, r"^P_in: expected a matrix or a positive number"),
@@ -313,9 +331,22 @@ def test_middle_axes_are_tokens(sizes, split, seed):
     per_token = ("a", "b", "x", "mean", "rstd", "ids", "logits", "soft")
     cut = v | {n: v[n].reshape(sizes["samples"], split, -1, *v[n].shape[2:]) for n in per_token}
     for door, call in DOORS.items():
-        if door != "grad_gram of two":
+        if door not in ("grad_gram of two", "affine_stats channels first"):
             for whole, parts in zip(results(call(v)), results(call(cut)), strict=True):
                 assert np.array_equal(whole.ravel(), parts.ravel())
+
+
+@properties
+@given(sizes=SIZES, split=st.integers(1, 4), seed=st.integers(0, 99))
+def test_axes_after_the_channels_are_space(sizes, split, seed):
+    v = arrays(**sizes | {"p": sizes["p"] * split}, seed=seed)
+    whole = DOORS["affine_stats channels first"](v)
+    cut = v | {name: v[name].reshape(*v[name].shape[:2], split, -1) for name in ("b", "x")}
+    for flat, parts in zip(whole, DOORS["affine_stats channels first"](cut), strict=True):
+        assert np.array_equal(flat, parts)
+    scale = np.abs(v["b"]).sum(2) * np.linalg.norm(v["channels"])
+    turned = gg.affine_stats(v["b"].swapaxes(1, 2), D_bias=v["channels"])
+    close(whole.bias_dots, turned.bias_dots, scale)
 
 
 def test_embedding_takes_expanded_ids_and_a_padding_row():

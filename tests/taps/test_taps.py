@@ -40,6 +40,11 @@ class NotContiguous(Tower):
         return torch.tanh(self.layer(x.transpose(1, 2).contiguous().transpose(1, 2))).transpose(1, 2)
 
 
+class ChannelsLast(Tower):
+    def forward(self, x):
+        return super().forward(x.to(memory_format=torch.channels_last)).contiguous()
+
+
 class Checkpointed(Tower):
     def __init__(self, layer, reentrant):
         super().__init__(layer)
@@ -91,6 +96,14 @@ def norm(layer):
     return layer
 
 
+def tracked():
+    """An InstanceNorm whose running statistics are neither 0 nor 1."""
+    layer = nn.InstanceNorm2d(D, affine=True, track_running_stats=True)
+    layer.running_mean += torch.linspace(-1, 1, D)
+    layer.running_var += torch.linspace(0, 2, D)
+    return layer
+
+
 MODELS = {
     "linear 2-D": (lambda: Tower(nn.Linear(D, 9)), real(D)),
     "linear 3-D": (lambda: Tower(nn.Linear(D, 9)), real(7, D)),
@@ -114,6 +127,19 @@ MODELS = {
     "layer norm without bias": (lambda: Tower(norm(nn.LayerNorm(D, bias=False))), real(7, D)),
     "rms norm": (lambda: Tower(norm(nn.RMSNorm(D))), real(7, D)),
     "llama's rms norm": (lambda: Tower(norm(LlamaRMSNorm(D))), real(7, D)),
+    "group norm 2-D": (lambda: Tower(norm(nn.GroupNorm(3, D))), real(D)),
+    "group norm 3-D": (lambda: Tower(norm(nn.GroupNorm(3, D))), real(D, 7)),
+    "group norm 4-D": (lambda: Tower(norm(nn.GroupNorm(4, D))), real(D, 5, 7)),
+    "group norm, one group": (lambda: Tower(norm(nn.GroupNorm(1, D))), real(D, 3, 3)),
+    "group norm, groups of one": (lambda: Tower(norm(nn.GroupNorm(D, D))), real(D, 19)),
+    "group norm called twice": (lambda: CalledTwice(norm(nn.GroupNorm(3, D))), real(D, 7)),
+    "group norm channels last": (lambda: ChannelsLast(norm(nn.GroupNorm(3, D))), real(D, 5, 7)),
+    "group norm checkpointed": (lambda: Checkpointed(norm(nn.GroupNorm(3, D)), False), real(D, 7)),
+    "instance norm 1d": (lambda: Tower(norm(nn.InstanceNorm1d(D, affine=True))), real(D, 7)),
+    "instance norm 2d": (lambda: Tower(norm(nn.InstanceNorm2d(D, affine=True))), real(D, 5, 7)),
+    "instance norm 3d": (lambda: Tower(norm(nn.InstanceNorm3d(D, affine=True))), real(D, 2, 3, 5)),
+    "instance norm, tracked": (lambda: Tower(norm(tracked())), real(D, 2, 3)),
+    "instance norm, tracked, eval": (lambda: Tower(norm(tracked()).eval()), real(D, 2, 3)),
     "gemma's rms norm": (lambda: Tower(norm(GemmaRMSNorm(D))), real(7, D)),
 }  # fmt: skip
 
@@ -198,7 +224,7 @@ def test_frozen_parameters_get_no_tap():
     assert model[0].weight.grad is None
 
 
-@pytest.mark.parametrize("name", ["linear 3-D", "tied, three uses", "layer norm", "conv1d"])
+@pytest.mark.parametrize("name", ["linear 3-D", "tied, three uses", "layer norm", "group norm 4-D", "conv1d"])
 def test_autocast_agrees_with_its_own_gradient(name):
     """Under bfloat16 the dots belong to the rounded gradients: their sum is <.grad, D> to bfloat16's precision."""
     model, x = build(name, torch.float32)
@@ -222,6 +248,23 @@ def test_model_is_untouched_outside():
     for module, twin in zip(model.modules(), before.modules(), strict=True):
         assert vars(module).keys() == vars(twin).keys()
     assert torch.equal(model(x), before(x))
+
+
+def test_running_statistics_are_kept_as_torch_keeps_them():
+    model, x = build("instance norm, tracked", torch.float32)
+    twin = copy.deepcopy(model)
+    coverage = cover(model, model.parameters())
+    with Taps(coverage, []).samples(B, None):
+        torch.testing.assert_close(model(x), twin(x))
+    for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_instance_norm_needs_the_sample_axis():
+    layer = nn.InstanceNorm1d(B, affine=True)
+    with Taps(cover(layer, layer.parameters()), []).samples(B, None):
+        with pytest.raises(ValueError, match=r"InstanceNorm1d: expected an input with a sample axis, \(B, C, ...\)"):
+            layer(torch.randn(B, 7))
 
 
 def test_exception_inside_removes_taps():

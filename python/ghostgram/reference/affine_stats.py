@@ -21,13 +21,17 @@ def run(
     bias_norms2: F64 | None,
     weight_dots: F64 | None,
     bias_dots: F64 | None,
+    channels_first: bool,
 ) -> None:
     """Writes sums, squared norms and dots of W_i = sum_t b_it * xhat_it and V_i = sum_t b_it into the outputs given."""
+    tokens = 2 if channels_first else 1
     if x is not None:
+        if channels_first:  # statistics of groups, for each of their channels
+            mean, rstd = (None if y is None else y.repeat(b.shape[1] // y.shape[1], axis=1) for y in (mean, rstd))
         xhat = x - (0 if mean is None else mean[..., None])
         xhat = xhat * (1 if rstd is None else rstd[..., None])
-        _statistics(np.sum(b * xhat, axis=1), D_weight, weight_grad, weight_norms2, weight_dots)
-    _statistics(np.sum(b, axis=1), D_bias, bias_grad, bias_norms2, bias_dots)
+        _statistics(np.sum(b * xhat, axis=tokens), D_weight, weight_grad, weight_norms2, weight_dots)
+    _statistics(np.sum(b, axis=tokens), D_bias, bias_grad, bias_norms2, bias_dots)
 
 
 def _statistics(rows: F64, D: F64 | None, grad: F64 | None, norms2: F64 | None, dots: F64 | None) -> None:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from ghostgram.taps.embedding import embedding_forward
 from ghostgram.taps.linear import conv1d_forward, linear_forward
-from ghostgram.taps.norms import gemma_norm_forward, layer_norm_forward, llama_norm_forward, rms_norm_forward
+from ghostgram.taps.norms import (
+    gemma_norm_forward,
+    group_norm_forward,
+    instance_norm_forward,
+    layer_norm_forward,
+    llama_norm_forward,
+    rms_norm_forward,
+)
 
 Forward = Callable[..., Tensor]
 
@@ -104,6 +111,10 @@ def tap_for(module: nn.Module) -> tuple[Forward | None, str]:
         return layer_norm_forward, ""
     if plain is nn.RMSNorm.forward:
         return rms_norm_forward, ""
+    if plain is nn.GroupNorm.forward:
+        return group_norm_forward, ""
+    if plain is nn.InstanceNorm2d.forward:  # which 1d and 3d share
+        return instance_norm_forward, ""
     if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
         return conv1d_forward, ""
     if type(module).__name__.endswith("RMSNorm"):

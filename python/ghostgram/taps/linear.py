@@ -68,7 +68,7 @@ def _matrix_dots(a: Tensor, b: Tensor, directions: Tensor) -> Tensor:
 
 
 def _bias_stats(b: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    stats = _torch.call("affine_stats", b, None, None, None, None, directions, False, "auto")
+    stats = _torch.call("affine_stats", b, None, None, None, None, directions, False, False, "auto")
     return stats[1], None if directions is None else stats[5]
 
 

@@ -1,4 +1,4 @@
-"""Cases of affine_stats: LayerNorm (mean and rstd), RMSNorm (rstd), a plain scale, a bias; many or few samples."""
+"""Cases of affine_stats: LayerNorm (mean and rstd), RMSNorm (rstd), a plain scale, a bias; each also channels first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ KINDS = {"layer": ("x", "mean", "rstd"), "rms": ("x", "rstd"), "scale": ("x",), 
 
 @dataclass(frozen=True)
 class Case:
-    """One set of sizes; `layout` names how b and x lie in memory."""
+    """One set of sizes; `layout` names how b and x lie in memory.
+
+    With `groups`, b and x are (B, C, S): C / groups = `features` channels in each group, S = `tokens` points of space.
+    """
 
     samples: int
     tokens: int
@@ -30,23 +33,36 @@ class Case:
     kind: str = "layer"
     layout: str = "contiguous"
     offset: float = 0.0
+    groups: int | None = None
+
+    @property
+    def channels(self) -> int:
+        """The length of the weight and of the bias."""
+        return self.features * (1 if self.groups is None else self.groups)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of b and x."""
+        rows = (self.tokens, self.channels) if self.groups is None else (self.channels, self.tokens)
+        return (self.samples, *rows)
 
     @property
     def id(self) -> str:
         """A name for test reports."""
         far = f"+{self.offset:g}" if self.offset else ""
-        return f"B{self.samples}T{self.tokens}F{self.features}K{self.directions}-{self.kind}-{self.layout}{far}"
+        groups = "" if self.groups is None else f"G{self.groups}x"
+        return f"B{self.samples}T{self.tokens}{groups}F{self.features}K{self.directions}-{self.kind}-{self.layout}{far}"
 
     @property
     def flops(self) -> int:
         """Multiply-adds count two: normalising, both products, then norms and dots of the sums."""
-        per_element = 1 if self.kind == "bias" else 5
+        per_element = 1 if self.kind == "bias" else 5 if self.groups is None else 4
         parts = 1 if self.kind == "bias" else 2
-        return self.samples * self.features * (self.tokens * per_element + 2 * parts * (1 + self.directions))
+        return self.samples * self.channels * (self.tokens * per_element + 2 * parts * (1 + self.directions))
 
     def bytes(self, dtype: str) -> int:
         """What a perfect kernel reads once: b, and x and its statistics where there are any."""
-        wide = self.samples * self.tokens * self.features * layouts.ITEM[dtype]
+        wide = self.samples * self.tokens * self.channels * layouts.ITEM[dtype]
         return wide * (1 if self.kind == "bias" else 2)
 
 
@@ -63,31 +79,45 @@ CASES = [
     # Layouts, and inputs whose mean must be subtracted before anything else is rounded.
     Case(3, 7, 40, 2, layout="sliced"), Case(3, 7, 40, 1, layout="transposed"), Case(4, 5, 33, 1, layout="expanded"),
     Case(3, 6, 35, 1, offset=30.0),
+    # Channels first: nothing at all; a space of one; groups of one channel and a group of all; every kind.
+    Case(0, 4, 3, 1, groups=2), Case(2, 0, 3, 1, groups=2), Case(2, 3, 0, 1, groups=2), Case(1, 1, 1, 1, groups=1),
+    Case(3, 1, 5, 2, groups=3), Case(3, 1, 1, 1, groups=37), Case(2, 49, 1, 1, groups=19), Case(2, 49, 19, 1, groups=1),
+    Case(3, 7, 3, 2, "rms", groups=4), Case(2, 23, 11, 1, "scale", groups=1), Case(3, 101, 6, 3, "bias", groups=1),
+    # One off a vector and off four together, in float32 and float64 lanes of every width; few samples and many.
+    *(Case(2, space, 3, 1, groups=2) for space in (3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129)),
+    Case(1, 4099, 1, 1, groups=1), Case(1, 257, 2, 1, groups=65), Case(65, 9, 2, 1, groups=5),
+    Case(131, 18, 3, 2, "rms", groups=3),
+    Case(3, 21, 4, 2, layout="sliced", groups=5), Case(3, 21, 4, 1, layout="transposed", groups=5),
+    Case(4, 35, 3, 1, layout="expanded", groups=2), Case(3, 34, 4, 1, offset=30.0, groups=3),
 ]
 
-LARGE = [Case(16, 512, 768, 1), Case(512, 16, 768, 1, "rms"), Case(2, 2048, 300, 2)]
+LARGE = [
+    Case(16, 512, 768, 1), Case(512, 16, 768, 1, "rms"), Case(2, 2048, 300, 2),
+    Case(16, 784, 8, 1, groups=32), Case(128, 49, 16, 2, groups=32), Case(2, 20011, 1, 1, groups=24),
+]
 # fmt: on
 
 
 def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     """b, x, mean, rstd and both directions, as float64 values that their dtypes represent exactly."""
     rng = np.random.default_rng([seed, case.samples, case.tokens, case.features])
-    shape = (case.samples, case.tokens, case.features)
+    shape = case.shape
     values: layouts.Values = dict.fromkeys(INPUTS)
     values["b"] = layouts.rounded(rng.standard_normal(shape), dtype)
     x = layouts.rounded(case.offset + rng.standard_normal(shape), dtype)
     if case.layout == "expanded":
         x = np.broadcast_to(x[:1], shape).copy()
     made = {"x": x}
-    if case.features:
-        made["mean"] = layouts.rounded(x.mean(-1), "float32")
-        made["rstd"] = layouts.rounded(1 / np.sqrt(x.var(-1) + 1e-5), "float32")
-    else:
-        made["mean"] = made["rstd"] = np.zeros(shape[:2])
+    normalised = x if case.groups is None else x.reshape(case.samples, case.groups, case.features * case.tokens)
+    if normalised.shape[-1]:
+        made["mean"] = layouts.rounded(normalised.mean(-1), "float32")
+        made["rstd"] = layouts.rounded(1 / np.sqrt(normalised.var(-1) + 1e-5), "float32")
+    else:  # as frameworks have it; and nothing may come of it
+        made["mean"] = made["rstd"] = np.full(normalised.shape[:2], np.nan)
     values |= {name: made[name] for name in KINDS[case.kind]}
     if case.directions:
         for name in ("D_bias",) if case.kind == "bias" else ("D_weight", "D_bias"):
-            values[name] = layouts.rounded(rng.standard_normal((case.directions, case.features)), "float32")
+            values[name] = layouts.rounded(rng.standard_normal((case.directions, case.channels)), "float32")
     return values
 
 
@@ -103,23 +133,26 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
 
 def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     """Runs the room itself, below the front door, into outputs poisoned with NaN."""
-    shapes = {"grad": (case.features,), "norms2": (case.samples,), "dots": (case.samples, case.directions)}
+    shapes = {"grad": (case.channels,), "norms2": (case.samples,), "dots": (case.samples, case.directions)}
     outputs = {
         f"{part}_{what}": None if part == "weight" and made["x"] is None else layouts.poisoned_sums(made["b"], shape)
         for what, shape in shapes.items()
         for part in ("weight", "bias")
     }
-    _dispatch.run("affine_stats", backend, *(made[name] for name in INPUTS), *outputs.values())
+    _dispatch.run("affine_stats", backend, *(made[name] for name in INPUTS), *outputs.values(), case.groups is not None)
     return {name: x for name, x in outputs.items() if x is not None}
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:
     """For every output, the same sums over absolute values: what rounding errors are relative to."""
     b, x, mean, rstd, D_weight, D_bias = (layouts.absolute(values)[name] for name in INPUTS)
-    parts = {"bias": (b.sum(1), D_bias)}
+    tokens = 1 if case.groups is None else 2
+    parts = {"bias": (b.sum(tokens), D_bias)}
     if x is not None:
+        if case.groups is not None:
+            mean, rstd = (None if y is None else y.repeat(case.features, axis=1) for y in (mean, rstd))
         xhat = (x + (0 if mean is None else mean[..., None])) * (1 if rstd is None else rstd[..., None])
-        parts["weight"] = (np.sum(b * xhat, axis=1), D_weight)
+        parts["weight"] = (np.sum(b * xhat, axis=tokens), D_weight)
     found = {}
     for part, (rows, D) in parts.items():
         found[f"{part}_grad"] = rows.sum(0)
@@ -131,10 +164,10 @@ def scales(case: Case, values: layouts.Values) -> dict[str, F64]:
 def bound(case: Case, dtype: str) -> float:
     """A relative error bound with respect to `scales`.
 
-    xhat takes two roundings, its product with b one, and a per-sample sum of T of them is off by 3 sqrt(T) u (Higham
-    and Mary 2019, lambda = 3); samples of a group add at most 3 sqrt(B) u, groups are summed in float64. Squaring
+    xhat takes two roundings (channels first, one of them after the sum), its product with b one, and a per-sample sum
+    of T of them is off by 3 sqrt(T) u (Higham and Mary 2019, lambda = 3); samples of a group add at most 3 sqrt(B) u, groups are summed in float64. Squaring
     doubles the error of what is squared; the sum of F products over its lanes adds 3 sqrt(F) u at most. Half types are
     exact once widened.
     """
     unit = layouts.UNIT["float64" if dtype == "float64" else "float32"]
-    return 3 * unit * (2 * math.sqrt(case.tokens + case.samples) + math.sqrt(case.features) + 6)
+    return 3 * unit * (2 * math.sqrt(case.tokens + case.samples) + math.sqrt(case.channels) + 6)
