@@ -37,7 +37,9 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.first >= max(sum(self.sizes), 1):
-            raise ValueError(f"first: expected fewer than all {sum(self.sizes)} scalars to be dropped, got {self.first}")
+            raise ValueError(
+                f"first: expected fewer than all {sum(self.sizes)} scalars to be dropped, got {self.first}"
+            )
 
     @property
     def id(self) -> str:
