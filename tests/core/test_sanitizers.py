@@ -65,7 +65,7 @@ FAULTS = {
     ),
     "a race of two tasks": (
         "thread", "grad_stats",
-        ("partials + (task * s.samples + i) * (1 + s.directions)", "partials + i * (1 + s.directions)"),
+        ("static thread_local Workspace tile_space;", "static Workspace tile_space;"),
         "data race",
     ),
 }  # fmt: skip
