@@ -62,10 +62,7 @@ struct Call {
       take(P_in, "P_in", P_in_, args.k_in, args.d, args.P_in);
     }
     expect(contiguous(out), "out", "C-contiguous", out);
-    for (const View *v : {&b, P_out ? &*P_out : nullptr, P_in ? &*P_in : nullptr, &out})
-      if (v)
-        expect(v->device.type == a.device.type && v->device.index == a.device.index, "grad_project",
-               "all arrays on one device", *v);
+    expect_one_device("grad_project", a, {&b, P_out ? &*P_out : nullptr, P_in ? &*P_in : nullptr, &out});
   }
 
   void take(std::optional<View> &view, const char *name, py::handle object, int64_t k, int64_t n,

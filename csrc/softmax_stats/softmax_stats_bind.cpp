@@ -21,8 +21,9 @@ struct Call {
            "a floating (B, T, C) with inner stride 1", logits);
     const DType outputs = logits.dtype == DType::f64 ? DType::f64 : DType::f32;
     const bool distributions = labels.dtype < DType::i32;
-    expect(labels.ndim == (distributions ? 3 : 2) && labels.shape[0] == logits.shape[0] &&
-               labels.shape[1] == logits.shape[1] && (!distributions || labels.shape[2] == logits.shape[2]),
+    expect(labels.dtype != DType::boolean && labels.ndim == (distributions ? 3 : 2) &&
+               labels.shape[0] == logits.shape[0] && labels.shape[1] == logits.shape[1] &&
+               (!distributions || labels.shape[2] == logits.shape[2]),
            "labels", "int32 or int64 (B, T), or a floating (B, T, C), like logits", labels);
     expect(!distributions || (labels.unit_inner_stride() && (labels.dtype == logits.dtype || labels.dtype == outputs)),
            "labels", "inner stride 1, and the dtype of logits or of the outputs", labels);
@@ -35,9 +36,7 @@ struct Call {
     output("el2n", el2n, outputs, args.el2n);
     output("entropy", entropy, outputs, args.entropy);
     output("max_probability", max_probability, outputs, args.max_probability);
-    for (const View *v : {&labels, &loss, &el2n, &entropy, &max_probability})
-      expect(v->device.type == logits.device.type && v->device.index == logits.device.index, "softmax_stats",
-             "all arrays on one device", *v);
+    expect_one_device("softmax_stats", logits, {&labels, &loss, &el2n, &entropy, &max_probability});
     args.bad_row = &bad_row;
   }
 

@@ -249,11 +249,7 @@ struct Residual {
 
 inline vec<double> squares_in_double(vec<double> x) { return x * x; }
 inline vec<double> squares_in_double(vec<float> x) {
-  typedef float Half __attribute__((vector_size(vector_bytes / 2)));
-  Half halves[2];
-  std::memcpy(halves, &x, sizeof x);
-  const auto low = __builtin_convertvector(halves[0], vec<double>),
-             high = __builtin_convertvector(halves[1], vec<double>);
+  const vec<double> low = as_doubles<0>(x), high = as_doubles<1>(x);
   return low * low + high * high;
 }
 
