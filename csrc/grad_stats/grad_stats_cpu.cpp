@@ -47,7 +47,11 @@ constexpr int64_t block_steps = (24 << 10) / (int64_t(sizeof(Element)) * (tile_r
 // A task owns up to `group_tiles` row tiles: its panels of b stay in L2 while all of a streams past them.
 constexpr int group_tiles = 4;
 constexpr int64_t b_panel_bytes = 1 << 20;
-// When there are too few row groups to feed a pool, the columns are cut too.
+// Panels are made for some of the work at a time: of the narrower operand for as many samples as fit here, of the wider
+// one for a wave of row groups or of cuts of the columns, as many as fit there. D and dW are visited once per tile and
+// lot of samples; what is packed stays in the last-level cache until it is used.
+constexpr int64_t lot_bytes = 16 << 20, wave_bytes = 8 << 20;
+// When a wave has too few row groups to feed a pool, the columns are cut.
 constexpr int64_t wanted_tasks = 16;
 constexpr int64_t pack_steps = 16;
 
@@ -92,31 +96,33 @@ public:
   explicit Kernel(const GradStats &args) : s(args), steps(ceil_div(s.tokens, step_tokens)) {
     steps_per_block = most(1, ceil_div(steps, most(1, ceil_div(steps, block_steps<Element>))));
     rows_per_group = group_tiles * tile_rows;
-    while (rows_per_group > tile_rows && steps * rows_per_group * int64_t(sizeof(Element)) > b_panel_bytes)
+    while (rows_per_group > tile_rows && bytes_of(rows_per_group) > b_panel_bytes)
       rows_per_group -= tile_rows;
-    const int64_t sample_bytes = most(1, steps * rows_per_group * int64_t(sizeof(Element)));
-    samples_per_pass = most(1, b_panel_bytes / sample_bytes);
-    row_tiles = ceil_div(s.p, tile_rows);
+    samples_per_pass = most(1, b_panel_bytes / bytes_of(rows_per_group));
     row_groups = ceil_div(s.p, rows_per_group);
     col_tiles = ceil_div(s.d, tile_cols<Acc>);
-    const int64_t cuts = most(1, least(ceil_div(wanted_tasks, most(1, row_groups)), col_tiles));
-    tiles_per_cut = most(1, ceil_div(col_tiles, cuts));
+
+    samples_per_lot = most(1, least(s.samples, lot_bytes / bytes_of(least(s.d, s.p))));
+    const int64_t wave_cols = most(1, wave_bytes / (samples_per_lot * bytes_of(1))); // or rows
+    groups_per_wave = s.p < s.d ? row_groups : most(1, least(row_groups, wave_cols / rows_per_group));
+    const int64_t tiles_per_wave = s.p < s.d ? most(1, wave_cols / tile_cols<Acc>) : most(1, col_tiles);
+    tiles_per_cut = ceil_div(tiles_per_wave, most(1, ceil_div(wanted_tasks, most(1, groups_per_wave))));
     col_cuts = ceil_div(col_tiles, tiles_per_cut);
+    cuts_per_wave = most(1, least(col_cuts, tiles_per_wave / tiles_per_cut));
   }
 
   void run() {
     static thread_local Workspace panel_space, partial_space;
-    a_panels = panel_space.get<Element>(s.samples * steps * (col_tiles * tile_cols<Acc> + row_tiles * tile_rows));
-    b_panels = a_panels + s.samples * steps * col_tiles * tile_cols<Acc>;
+    const int64_t a_elements = samples_per_lot * steps * cuts_per_wave * tiles_per_cut * tile_cols<Acc>;
+    a_panels = panel_space.get<Element>(a_elements + samples_per_lot * steps * groups_per_wave * rows_per_group);
+    b_panels = a_panels + a_elements;
     const int64_t tasks = row_groups * col_cuts;
     partials = partial_space.get<vec<double>>(tasks * s.samples * (1 + s.directions));
-    const int64_t packs = ceil_div(steps, pack_steps);
-    parallel_for(2 * s.samples * packs, [=, this](int64_t task) {
-      const int64_t i = task / 2 / packs, first = task / 2 % packs * pack_steps;
-      const int64_t last = least(steps, first + pack_steps);
-      task % 2 ? pack_b(i, first, last) : pack_a(i, first, last);
-    });
-    parallel_for(tasks, [this](int64_t task) { tile_group(task); });
+    for (int64_t sample = 0; sample == 0 || sample < s.samples; sample += samples_per_lot)
+      for (int64_t group = 0; group < row_groups; group += groups_per_wave)
+        for (int64_t cut = 0; cut < col_cuts; cut += cuts_per_wave)
+          wave({sample, least(samples_per_lot, s.samples - sample), group, least(groups_per_wave, row_groups - group),
+                cut, least(cuts_per_wave, col_cuts - cut)});
     for (int64_t i = 0; i < s.samples; ++i)
       for (int64_t q = 0; q <= s.directions; ++q) {
         vec<double> sums = {};
@@ -131,16 +137,43 @@ public:
   }
 
 private:
+  // What is packed at a time, and then multiplied.
+  struct Wave {
+    int64_t sample, samples, group, groups, cut, cuts;
+  };
+
+  // Of some columns of one sample's a or b, packed. Positive, so that it can divide.
+  int64_t bytes_of(int64_t columns) const { return most(1, steps * columns * int64_t(sizeof(Element))); }
+
+  void wave(const Wave &w) const {
+    const int64_t packs = ceil_div(steps, pack_steps);
+    const bool new_a = cuts_per_wave < col_cuts || w.group == 0, new_b = groups_per_wave < row_groups || w.cut == 0;
+    parallel_for(2 * w.samples * packs, [&](int64_t task) {
+      const int64_t i = task / 2 / packs, first = task / 2 % packs * pack_steps;
+      const int64_t last = least(steps, first + pack_steps);
+      if (task % 2 ? new_b : new_a)
+        task % 2 ? pack_b(w, i, first, last) : pack_a(w, i, first, last);
+    });
+    parallel_for(w.groups * w.cuts,
+                 [&](int64_t task) { tile_group(w, w.group + task / w.cuts, w.cut + task % w.cuts); });
+  }
+
   vec<double> *partial(int64_t task, int64_t i) const { return partials + (task * s.samples + i) * (1 + s.directions); }
-  Element *a_panel(int64_t i, int64_t tile) const { return a_panels + (i * col_tiles + tile) * steps * tile_cols<Acc>; }
-  Element *b_panel(int64_t i, int64_t tile) const { return b_panels + (i * row_tiles + tile) * steps * tile_rows; }
+  // The panel of a wave's sample, and of its column or row tile.
+  Element *a_panel(int64_t i, int64_t tile) const {
+    return a_panels + (i * cuts_per_wave * tiles_per_cut + tile) * steps * tile_cols<Acc>;
+  }
+  Element *b_panel(int64_t i, int64_t tile) const {
+    return b_panels + (i * groups_per_wave * (rows_per_group / tile_rows) + tile) * steps * tile_rows;
+  }
 
   // Panels are [sample][tile][step][column of the tile]. A pack takes a few steps across all tiles: step by step it
   // would touch every panel's page each time, tile by tile every token's.
-  void pack_a(int64_t i, int64_t first, int64_t last) const {
-    for (int64_t j = 0; j < col_tiles; ++j) {
-      const int64_t col = j * tile_cols<Acc>, cols = least(tile_cols<Acc>, s.d - col);
-      const In *from = static_cast<const In *>(s.a) + i * s.a_sample + col;
+  void pack_a(const Wave &w, int64_t i, int64_t first, int64_t last) const {
+    const int64_t first_tile = w.cut * tiles_per_cut, tiles = least(w.cuts * tiles_per_cut, col_tiles - first_tile);
+    for (int64_t j = 0; j < tiles; ++j) {
+      const int64_t col = (first_tile + j) * tile_cols<Acc>, cols = least(tile_cols<Acc>, s.d - col);
+      const In *from = static_cast<const In *>(s.a) + (w.sample + i) * s.a_sample + col;
       for (int64_t t = first; t < last; ++t)
         pack_step<tile_cols<Acc>, tile_cols<Acc>>(from, s.a_token, t, a_panel(i, j) + t * tile_cols<Acc>, cols);
     }
@@ -148,11 +181,12 @@ private:
 
   // Whole vectors are packed while the row has them: what they spill past a panel's row is overwritten by the next
   // step, so the last one is packed to measure.
-  void pack_b(int64_t i, int64_t first, int64_t last) const {
+  void pack_b(const Wave &w, int64_t i, int64_t first, int64_t last) const {
     constexpr int whole = ceil_div(tile_rows, lanes<Acc>) * lanes<Acc>;
-    for (int64_t k = 0; k < row_tiles; ++k) {
-      const int64_t row = k * tile_rows;
-      const In *from = static_cast<const In *>(s.b) + i * s.b_sample + row;
+    const int64_t first_row = w.group * rows_per_group, rows = least(w.groups * rows_per_group, s.p - first_row);
+    for (int64_t k = 0; k * tile_rows < rows; ++k) {
+      const int64_t row = first_row + k * tile_rows;
+      const In *from = static_cast<const In *>(s.b) + (w.sample + i) * s.b_sample + row;
       int64_t t = first;
       if (row + whole <= s.p)
         for (; t + 1 < last; ++t)
@@ -207,28 +241,32 @@ private:
         load_direction<Acc>(k, row, rows, col, cols, to + k * Block<Acc>::size);
   }
 
-  void tile_group(int64_t task) const {
+  void tile_group(const Wave &w, int64_t group, int64_t cut) const {
     static thread_local Workspace tile_space;
-    const int64_t row = task / col_cuts * rows_per_group, rows = least(rows_per_group, s.p - row);
-    const int64_t first_col = task % col_cuts * tiles_per_cut, last_col = least(col_tiles, first_col + tiles_per_cut);
+    const int64_t task = group * col_cuts + cut;
+    const int64_t row = group * rows_per_group, rows = least(rows_per_group, s.p - row);
+    const int64_t row_tile = (group - w.group) * (rows_per_group / tile_rows), col_tile = w.cut * tiles_per_cut;
+    const int64_t first_col = cut * tiles_per_cut, last_col = least(col_tiles, first_col + tiles_per_cut);
     Acc *unfinished = tile_space.get<Acc>((2 + s.directions) * Block<Acc>::size);
     Acc *weight_grad = unfinished + Block<Acc>::size, *directions = weight_grad + Block<Acc>::size;
-    for (int64_t q = 0; q < s.samples * (1 + s.directions); ++q)
-      partial(task, 0)[q] = vec<double>{};
+    for (int64_t q = 0; q < w.samples * (1 + s.directions); ++q)
+      partial(task, w.sample)[q] = vec<double>{};
 
-    for (int64_t pass = 0; pass == 0 || pass < s.samples; pass += samples_per_pass) {
-      const int64_t last = least(s.samples, pass + samples_per_pass);
+    for (int64_t pass = 0; pass == 0 || pass < w.samples; pass += samples_per_pass) {
+      const int64_t last = least(w.samples, pass + samples_per_pass);
+      const bool continued = w.sample + pass > 0 || s.accumulate;
       for (int64_t block = first_col; block < last_col; block += block_tiles) {
         const int64_t tiles = least(block_tiles, last_col - block), col = block * tile_cols<Acc>;
         const int64_t cols = least(tiles * tile_cols<Acc>, s.d - col);
         load_directions(row, rows, col, cols, directions);
-        load_weight_grad(row, rows, col, cols, pass > 0 || s.accumulate, weight_grad);
+        load_weight_grad(row, rows, col, cols, continued, weight_grad);
         for (int64_t j = 0; j < tiles; ++j)
           for (int64_t i = pass; i < last; ++i) {
             const int64_t next = i + 1 < last ? i + 1 : pass, next_j = i + 1 < last ? j : j + 1;
-            sample_tile(a_panel(i, block + j), b_panel(i, row / tile_rows), a_panel(next, block + next_j),
-                        b_panel(next, row / tile_rows), ceil_div(rows, tile_rows), unfinished,
-                        weight_grad + j * tile_cols<Acc>, directions + j * tile_cols<Acc>, partial(task, i));
+            const int64_t at = block - col_tile;
+            sample_tile(a_panel(i, at + j), b_panel(i, row_tile), a_panel(next, at + next_j), b_panel(next, row_tile),
+                        ceil_div(rows, tile_rows), unfinished, weight_grad + j * tile_cols<Acc>,
+                        directions + j * tile_cols<Acc>, partial(task, w.sample + i));
           }
         store_weight_grad(row, rows, col, cols, weight_grad);
       }
@@ -321,7 +359,8 @@ private:
 
   const GradStats &s;
   int64_t steps; // of step_tokens each
-  int64_t steps_per_block, rows_per_group, samples_per_pass, row_tiles, row_groups, col_tiles, tiles_per_cut, col_cuts;
+  int64_t steps_per_block, rows_per_group, samples_per_pass, row_groups, col_tiles;
+  int64_t samples_per_lot, groups_per_wave, tiles_per_cut, cuts_per_wave, col_cuts;
   Element *a_panels = nullptr, *b_panels = nullptr;
   vec<double> *partials = nullptr;
 };

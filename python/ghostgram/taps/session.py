@@ -66,8 +66,9 @@ class Taps:
         return self._dots
 
     def kept(self) -> list[tuple[nn.Parameter, Contraction]]:
-        """What the last `samples` kept for want of directions; see `contract`."""
-        return self._late
+        """Hands over what the last `samples` kept for want of directions; see `contract`."""
+        kept, self._late = self._late, []
+        return kept
 
     @staticmethod
     def contract(
