@@ -104,11 +104,12 @@ public:
 
     samples_per_lot = most(1, least(s.samples, lot_bytes / bytes_of(least(s.d, s.p))));
     const int64_t wave_cols = most(1, wave_bytes / (samples_per_lot * bytes_of(1))); // or rows
-    groups_per_wave = s.p < s.d ? row_groups : most(1, least(row_groups, wave_cols / rows_per_group));
-    const int64_t tiles_per_wave = s.p < s.d ? most(1, wave_cols / tile_cols<Acc>) : most(1, col_tiles);
-    tiles_per_cut = ceil_div(tiles_per_wave, most(1, ceil_div(wanted_tasks, most(1, groups_per_wave))));
+    const bool by_rows = s.p >= s.d;
+    groups_per_wave = by_rows ? share(row_groups, wave_cols / rows_per_group) : row_groups;
+    const int64_t tiles_per_wave = by_rows ? col_tiles : share(col_tiles, wave_cols / tile_cols<Acc>);
+    tiles_per_cut = share(tiles_per_wave, tiles_per_wave / ceil_div(wanted_tasks, most(1, groups_per_wave)));
     col_cuts = ceil_div(col_tiles, tiles_per_cut);
-    cuts_per_wave = most(1, least(col_cuts, tiles_per_wave / tiles_per_cut));
+    cuts_per_wave = ceil_div(tiles_per_wave, tiles_per_cut);
   }
 
   void run() {
@@ -141,6 +142,9 @@ private:
   struct Wave {
     int64_t sample, samples, group, groups, cut, cuts;
   };
+
+  // How many of n things to take at a time: at most `limit`, at least one, nearly the same number each time.
+  static int64_t share(int64_t n, int64_t limit) { return most(1, ceil_div(n, most(1, ceil_div(n, most(1, limit))))); }
 
   // Of some columns of one sample's a or b, packed. Positive, so that it can divide.
   int64_t bytes_of(int64_t columns) const { return most(1, steps * columns * int64_t(sizeof(Element))); }
