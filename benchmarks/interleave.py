@@ -13,7 +13,13 @@ CACHE_BYTES = 256 << 20
 
 
 def interleaved(
-    benchmark: Any, ours: Callable[[], Any], rivals: Mapping[str, Callable[[], Any]], *, rounds: int, cold: bool
+    benchmark: Any,
+    ours: Callable[[], Any],
+    rivals: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    cold: bool,
+    rest: float = 0.0,
 ) -> dict[str, float]:
     """Median seconds of "ours" and of every rival, all called once per round.
 
@@ -23,6 +29,7 @@ def interleaved(
         rivals: Name -> what it is compared with.
         rounds: How often each is called, after two rounds that are not counted.
         cold: Evict the caches before every call. Otherwise each call finds what the one before it has left there.
+        rest: Seconds of sleep after every rival: until the threads of its pool have given up waiting for work.
     """
     memory = np.ones(CACHE_BYTES // 8 if cold else 0)
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
@@ -33,6 +40,7 @@ def interleaved(
             started = time.perf_counter()
             rival()
             seconds[name].append(time.perf_counter() - started)
+            time.sleep(rest)
         np.add(memory, 1, out=memory)
 
     benchmark.pedantic(ours, setup=before_ours, rounds=rounds, warmup_rounds=2)
