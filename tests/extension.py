@@ -81,30 +81,30 @@ class Builder:
         return self._linked(sources, instrument)
 
     def simt_extension(
-        self, op: str, *, edit: tuple[str, Edit] | None = None, optimize: str = "-O1", instrument: Sequence[str] = ()
+        self, *ops: str, edit: tuple[str, Edit] | None = None, optimize: str = "-O1", instrument: Sequence[str] = ()
     ) -> Path:
-        """A module whose CUDA kernel of one op runs on the card of tests/simt; calls of other kernels would fail.
+        """A module whose CUDA kernels of some ops run on the card of tests/simt; calls of other kernels would fail.
 
         Args:
-            op: The op, which must have a CUDA kernel.
+            ops: The ops, which must have CUDA kernels.
             edit: A source or header below csrc, and an edit of it.
-            optimize: How to compile the kernel.
-            instrument: Flags for the kernel and the shim, and for the linker.
+            optimize: How to compile the kernels.
+            instrument: Flags for kernels and shim, and for the linker.
         """
-        kernel, changed = SOURCES / op / f"{op}_cuda.cu", []
+        kernels, changed = [SOURCES / op / f"{op}_cuda.cu" for op in ops], []
         if edit is not None:
             folder = self._folder / f"edited_{next(self._numbers)}"
             edited = folder / edit[0]
             edited.parent.mkdir(parents=True)
             edited.write_text(_edited_text(SOURCES / edit[0], edit[1]))
             changed = [f"-I{folder}"]
-            kernel = edited if edited.name == kernel.name else kernel
+            kernels = [edited if kernel.name == edited.name else kernel for kernel in kernels]
         state = ('-DGHOSTGRAM_CUDA_STATE="on"', '-DGHOSTGRAM_ISAS="none"', "-DGG_CUDA")
         sources = [(source,) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
         sources += [(source, *CUDA_BINDINGS) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
         sources += [(SOURCES / "module.cpp", *state), (SIMT / "cuda_workspace.cpp",)]
         sources.append((SIMT / "simt.cpp", "-O1", "-fvisibility=default", *SIMT_FLAGS, *instrument))
-        sources.append((kernel, "-xc++", *SIMT_FLAGS, *changed, optimize, *instrument))
+        sources += [(kernel, "-xc++", *SIMT_FLAGS, *changed, optimize, *instrument) for kernel in kernels]
         return self._linked(sources, instrument)
 
     def simt_library(self, source: Path) -> Path:
