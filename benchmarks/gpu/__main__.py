@@ -228,7 +228,8 @@ class Bench:
         for name in ways:
             yield {
                 "step": name, "ms": 1e3 * seconds[name], "over plain": seconds[name] / seconds["plain"],
-                "tokens_per_s": given[0].numel() / seconds[name], "its peak over plain's": peaks[name] / peaks["plain"],
+                "operators": step.operators(ways[name]), "tokens_per_s": given[0].numel() / seconds[name],
+                "its peak over plain's": peaks[name] / peaks["plain"],
             }  # fmt: skip
 
 

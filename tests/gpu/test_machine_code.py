@@ -1,6 +1,6 @@
 """What nvcc makes of every CUDA kernel: no spills, no local memory, the instructions it is said to use.
 
-Needs nvcc and its binutils, no GPU. `pytest -s tests/gpu/test_machine_code.py` prints the table of docs/gpu.md.
+Needs nvcc and its binutils, no GPU. `pytest -s tests/gpu/test_machine_code.py` prints the tables of docs/gpu.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every Triton kernel compiled for GPUs that need not be here: it spills nothing, fits, and uses matrix units or not.
 
-`pytest -s tests/gpu/test_triton_compile.py` prints the table of docs/gpu.md.
+`pytest -s tests/gpu/test_triton_compile.py` prints the tables of docs/gpu.
 """
 
 import importlib.util
