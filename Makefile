@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | sanitize | fuzz | bench | bench-peers | wheel | wheel-matrix | clean
+# make setup | demo | test | lint | sanitize | fuzz | bench | bench-peers | gpu | wheel | wheel-matrix | clean
 #
 # Needs Python >= 3.10 (3.11 is what the pins are tested with), a C++20 compiler and make; CMake and Ninja come with
 # the build. CUDA is built when nvcc is found. Where the package index serves torch with CUDA only, name one with CPU
@@ -15,7 +15,7 @@ CPP := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -
 
 say_time = @echo "make $@: $$(( $$(date +%s) - $(START) )) s"
 
-.PHONY: setup demo test lint sanitize fuzz bench bench-peers wheel wheel-matrix clean
+.PHONY: setup demo test lint sanitize fuzz bench bench-peers gpu wheel wheel-matrix clean
 
 setup: .venv/dev
 
@@ -64,6 +64,13 @@ bench-peers: setup
 	$(BIN)/python -m pip install -q $(TORCH) '.[peers]'
 	$(BIN)/python -m pip install -q --no-deps 'backpack-for-pytorch>=1.7,<1.8'
 	$(BIN)/python -m pytest benchmarks/peers --benchmark-enable --benchmark-columns=min,median -k "not (B16 and T512)"
+	$(say_time)
+
+# On a machine with a CUDA card: builds, validates, times; see benchmarks/README.md. Takes the Python that has torch, so
+# that nothing is installed: make gpu GPU_PYTHON=...
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu
 	$(say_time)
 
 wheel: setup

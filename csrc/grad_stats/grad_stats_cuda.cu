@@ -1,6 +1,7 @@
 // grad_stats on tensor cores: the weight-gradient GEMM, one output tile per block, sample by sample. The sample's tile
 // of G and the running tile of dW both stay in registers; norms and dots are taken from the first before it is added to
-// the second. Loads run ahead across samples, so the statistics of one hide the loads of the next. See docs/gpu.md.
+// the second. Loads run ahead across samples, so the statistics of one hide the loads of the next. See
+// docs/gpu/grad_stats.md.
 #include "core/tile.cuh"
 #include "grad_stats/grad_stats.h"
 #include <type_traits>
