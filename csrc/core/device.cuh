@@ -1,7 +1,8 @@
 // What a kernel may ask of the card beyond plain CUDA C++, one instruction or two per function. tests/simt/core holds a
 // header of the same name that does the same on a CPU: kernels that keep to these two lists run under both.
 //   here:       conversions, copy_async*, load_matrix_x4_trans, multiply_*, opaque, sum_over_warp, dynamic_shared,
-//   launch plain CUDA: __global__, __device__, __shared__, __launch_bounds__, __syncthreads, threadIdx, blockIdx, dim3
+//   launch, from_lane_xor, load_16 plain CUDA: __global__, __device__, __shared__, __launch_bounds__, __syncthreads,
+//   threadIdx, blockIdx, dim3
 #pragma once
 #include "core/array.h"
 #include <cuda_runtime.h>
@@ -106,6 +107,25 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
   return cudaLaunchKernelEx(&config, kernel, Parameters(args)...);
+}
+
+// Streams of rows. ---------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ double widen(double x) { return x; }
+
+// What lane `lane ^ mask` holds; all lanes of the warp give the same mask.
+template <class T> __device__ __forceinline__ T from_lane_xor(T x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+
+// The 16 bytes at an aligned address of global memory that no kernel in flight writes, widened.
+template <class T, class Acc> __device__ __forceinline__ void load_16(const T *p, Acc (&x)[16 / sizeof(T)]) {
+  const uint4 bytes = __ldg(reinterpret_cast<const uint4 *>(p));
+  T narrow[16 / sizeof(T)];
+  memcpy(narrow, &bytes, sizeof narrow);
+#pragma unroll
+  for (int i = 0; i < int(16 / sizeof(T)); ++i)
+    x[i] = widen(narrow[i]);
 }
 
 } // namespace gg

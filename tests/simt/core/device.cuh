@@ -188,4 +188,33 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   return ok ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
+// Streams of rows. ---------------------------------------------------------------------------------------------------
+
+inline double widen(double x) { return x; }
+
+// Every lane must give the same mask.
+template <class T> inline T from_lane_xor(T x, int mask) {
+  std::memcpy(simt::current_slot().bytes, &x, sizeof x);
+  std::memcpy(simt::current_slot().bytes + sizeof x, &mask, sizeof mask);
+  simt::warp_instruction("shuffle", [](simt::Warp &warp) {
+    T values[32];
+    int masks[32];
+    for (int lane = 0; lane < 32; ++lane) {
+      std::memcpy(&values[lane], warp.slot[lane].bytes, sizeof(T));
+      std::memcpy(&masks[lane], warp.slot[lane].bytes + sizeof(T), sizeof(int));
+      simt::require(masks[lane] == masks[0] && masks[0] >= 0 && masks[0] < 32, "the masks of a shuffle differ");
+    }
+    for (int lane = 0; lane < 32; ++lane)
+      std::memcpy(warp.slot[lane].bytes, &values[lane ^ masks[0]], sizeof(T));
+  });
+  std::memcpy(&x, simt::current_slot().bytes, sizeof x);
+  return x;
+}
+
+template <class T, class Acc> inline void load_16(const T *p, Acc (&x)[16 / sizeof(T)]) {
+  simt::require(reinterpret_cast<uintptr_t>(p) % 16 == 0, "misaligned load of 16 bytes");
+  for (int i = 0; i < int(16 / sizeof(T)); ++i)
+    x[i] = widen(p[i]);
+}
+
 } // namespace gg
