@@ -2,7 +2,7 @@
 // stay in registers. Long samples are first summed to a few rows by many blocks; a warp then adds up a sample's rows,
 // uses the sums and forgets them. What bounds it: reading b and x. See docs/gpu/affine_stats.md.
 #include "affine_stats/affine_stats.h"
-#include "core/device.cuh"
+#include "core/columns.cuh"
 #include <type_traits>
 
 namespace gg {
@@ -10,11 +10,6 @@ namespace {
 
 constexpr int warps = 8, threads = 32 * warps, resident = 2;
 constexpr int together = 4; // rows, or pieces of a channel, whose loads are in flight at once
-
-// Neighbouring columns that a thread owns: what one 16-byte load brings.
-template <class T> constexpr int width = 16 / int(sizeof(T));
-
-template <class T> using sum_of = typename accumulator<T>::type;
 
 // How `lanes` of a warp share a row, and `slabs` warps its columns; the warp's other lanes take other rows.
 struct Across {
@@ -46,32 +41,7 @@ template <class Acc> struct Launch {
 // Both sums for the n columns of a thread.
 template <class Acc, int n> struct Sums {
   Acc w[n] = {}, v[n] = {};
-
-  __device__ __forceinline__ void add(const Sums &other) {
-#pragma unroll
-    for (int j = 0; j < n; ++j)
-      w[j] += other.w[j], v[j] += other.v[j];
-  }
 };
-
-// `n` neighbours, those beyond `left` being 0; `whole`: all are there, and aligned.
-template <bool whole, class T, int n>
-__device__ __forceinline__ void load_columns(const T *from, int left, sum_of<T> (&x)[n]) {
-  if constexpr (whole) {
-    sum_of<T> part[width<T>];
-#pragma unroll
-    for (int first = 0; first < n; first += width<T>) {
-      load_16(from + first, part);
-#pragma unroll
-      for (int j = 0; j < width<T>; ++j)
-        x[first + j] = part[j];
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < n; ++j)
-      x[j] = j < left ? widen(from[j]) : 0;
-  }
-}
 
 template <class Acc> __device__ __forceinline__ Acc statistic(const void *from, int64_t at, Acc otherwise) {
   return from ? static_cast<const Acc *>(from)[at] : otherwise;
@@ -129,7 +99,9 @@ template <class Acc_, bool with_x> struct SummedRows {
     if constexpr (with_x)
       load_columns<whole>(from, left, row.w);
     load_columns<whole>(from + s.samples * at.plan.cuts * at.plan.row_columns, left, row.v);
-    sums.add(row);
+#pragma unroll
+    for (int j = 0; j < columns; ++j)
+      sums.w[j] += row.w[j], sums.v[j] += row.v[j];
   }
 };
 
@@ -177,29 +149,40 @@ __device__ __forceinline__ Sums<Acc, n> sum_rows(const Source &from, const Place
   return sums;
 }
 
-// Adds what the block's warps hold, in their order, and writes the columns that exist: `to` is a row of the weight,
-// `to_bias` one of the bias.
-template <class Acc, int n>
-__device__ __forceinline__ void write_block_sum(const Sums<Acc, n> &sums, const Place &at, const Across &across,
-                                                int64_t slab, int64_t row_columns, Acc *to, Acc *to_bias) {
-  Acc *shared = reinterpret_cast<Acc *>(dynamic_shared()); // [warp][part][column of the slab]
-  const int columns = across.lanes * n;
-  if (at.row == 0)
-#pragma unroll
-    for (int j = 0; j < n; ++j) {
-      shared[2 * at.warp * columns + at.lane * n + j] = sums.w[j];
-      shared[(2 * at.warp + 1) * columns + at.lane * n + j] = sums.v[j];
-    }
-  __syncthreads();
-  for (int i = int(threadIdx.x); i < 2 * columns; i += threads) {
-    Acc sum = 0;
-    for (int warp = 0; warp < warps; ++warp)
-      sum += shared[2 * warp * columns + i];
-    const int64_t col = slab * columns + i % columns;
-    if (col < row_columns)
-      (i < columns ? to : to_bias)[col] = sum;
+// What each of a block's warps adds up for its columns, in shared memory: in registers it would spill.
+template <class Acc, int n> struct BlockSums {
+  const Place &at;
+  const int columns; // of the slab
+  Acc *const shared; // [warp][part][column]
+
+  __device__ BlockSums(const Place &at, const Across &across)
+      : at(at), columns(across.lanes * n), shared(reinterpret_cast<Acc *>(dynamic_shared())) {
+    for (int i = at.lane; i < 2 * columns; i += 32)
+      shared[2 * at.warp * columns + i] = 0;
+    __syncwarp();
   }
-}
+
+  __device__ __forceinline__ void add(const Sums<Acc, n> &sums) const {
+    Acc *own = shared + 2 * at.warp * columns + at.lane * n;
+    if (at.row == 0)
+#pragma unroll
+      for (int j = 0; j < n; ++j)
+        own[j] += sums.w[j], own[columns + j] += sums.v[j];
+  }
+
+  // Adds the warps in their order, into a row of the weight and one of the bias.
+  __device__ __forceinline__ void write(int64_t slab, int64_t row_columns, Acc *weight, Acc *bias) const {
+    __syncthreads();
+    for (int i = int(threadIdx.x); i < 2 * columns; i += threads) {
+      Acc sum = 0;
+      for (int warp = 0; warp < warps; ++warp)
+        sum += shared[2 * warp * columns + i];
+      const int64_t col = slab * columns + i % columns;
+      if (col < row_columns)
+        (i < columns ? weight : bias)[col] = sum;
+    }
+  }
+};
 
 // A block sums a cut of a sample's tokens, for one slab of columns, to a row.
 template <class In, bool with_x>
@@ -211,10 +194,11 @@ __global__ void __launch_bounds__(threads, resident) affine_stats_sum_tokens(Aff
   const int first = int(s.tokens * cut / plan.cuts), last = int(s.tokens * (cut + 1) / plan.cuts);
   const Source from(s, at);
   const Place place(plan.tokens, slab, Source::columns, s.features);
-  const auto sums = sum_rows<Source, sum_of<In>, Source::columns>(
-      from, place, sample, first + place.warp * place.rows + place.row, last, warps * place.rows);
+  const BlockSums<sum_of<In>, Source::columns> total(place, plan.tokens);
+  total.add(sum_rows<Source, sum_of<In>, Source::columns>(
+      from, place, sample, first + place.warp * place.rows + place.row, last, warps * place.rows));
   sum_of<In> *to = at.rows + row * plan.row_columns;
-  write_block_sum(sums, place, plan.tokens, slab, plan.row_columns, to, to + s.samples * plan.cuts * plan.row_columns);
+  total.write(slab, plan.row_columns, to, to + s.samples * plan.cuts * plan.row_columns);
 }
 
 // Some lanes sum a cut of a channel's space to one number of a row. mean is subtracted first, for the digits; rstd, the
@@ -323,7 +307,7 @@ __global__ void __launch_bounds__(threads, resident)
   const int64_t first = group * plan.samples_per_group, last = least(s.samples, first + plan.samples_per_group);
   const int64_t weight_numbers = with_x ? 1 + s.weight.directions : 0, numbers = weight_numbers + 1 + s.bias.directions;
   const Place place(across, slab, n, from.features());
-  Sums<Acc, n> total;
+  const BlockSums<Acc, n> total(place, across);
 #pragma unroll 1
   for (int64_t sample = first + place.warp; sample < last; sample += warps) {
     const Sums<Acc, n> sums = sum_rows<Source, Acc, n>(from, place, sample, place.row, from.count(), place.rows);
@@ -334,7 +318,7 @@ __global__ void __launch_bounds__(threads, resident)
     total.add(sums);
   }
   Acc *to = at.totals + group * plan.row_columns;
-  write_block_sum(total, place, across, slab, plan.row_columns, to, to + plan.groups * plan.row_columns);
+  total.write(slab, plan.row_columns, to, to + plan.groups * plan.row_columns);
 }
 
 // A warp per number: norms2 and dots from their shares of all slabs, in float64.
@@ -445,10 +429,6 @@ cudaError_t zero(const AffineStats &s, const AffineStats::Part &part, cudaStream
   if (error == cudaSuccess)
     error = set(part.norms2, s.samples);
   return error == cudaSuccess ? set(part.dots, s.samples * part.directions) : error;
-}
-
-bool allows_16(const void *data, int64_t stride, int64_t other_stride, int64_t element) {
-  return (int64_t(reinterpret_cast<uintptr_t>(data)) | stride * element | other_stride * element) % 16 == 0;
 }
 
 template <class In, bool with_x> cudaError_t run(const AffineStats &s, void *workspace, void *stream) {
