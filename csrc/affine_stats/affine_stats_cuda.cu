@@ -50,7 +50,7 @@ template <class Acc> __device__ __forceinline__ Acc statistic(const void *from, 
 // Tokens as rows of a sample, their contributions to the sums.
 template <class In, bool with_x> struct Tokens {
   using Acc = sum_of<In>;
-  static constexpr int columns = width<In>;
+  static constexpr int columns = Vector<In>::size;
   const AffineStats &s;
   const Plan &plan;
   bool aligned;
@@ -63,10 +63,10 @@ template <class In, bool with_x> struct Tokens {
   template <bool whole>
   __device__ __forceinline__ void add(Sums<Acc, columns> &sums, int64_t i, int t, int64_t col, int left) const {
     Acc y[columns];
-    load_columns<whole>(static_cast<const In *>(s.b) + i * s.b_sample + t * s.b_row + col, left, y);
+    load_columns<whole, true>(static_cast<const In *>(s.b) + i * s.b_sample + t * s.b_row + col, left, y);
     if constexpr (with_x) {
       Acc x[columns];
-      load_columns<whole>(static_cast<const In *>(s.x) + i * s.x_sample + t * s.x_row + col, left, x);
+      load_columns<whole, true>(static_cast<const In *>(s.x) + i * s.x_sample + t * s.x_row + col, left, x);
       const Acc mean = statistic<Acc>(s.mean, i * s.mean_sample + t * s.mean_step, 0);
       const Acc rstd = statistic<Acc>(s.rstd, i * s.rstd_sample + t * s.rstd_step, 1);
 #pragma unroll
@@ -82,7 +82,7 @@ template <class In, bool with_x> struct Tokens {
 // Rows that an earlier kernel has summed.
 template <class Acc_, bool with_x> struct SummedRows {
   using Acc = Acc_;
-  static constexpr int columns = width<Acc>;
+  static constexpr int columns = Vector<Acc>::size;
   const AffineStats &s;
   const Launch<Acc> &at;
   static constexpr bool aligned = true;
@@ -143,8 +143,8 @@ __device__ __forceinline__ Sums<Acc, n> sum_rows(const Source &from, const Place
   for (int away = 16; away >= from.across().lanes; away /= 2)
 #pragma unroll
     for (int j = 0; j < n; ++j) {
-      sums.w[j] += from_lane_xor(sums.w[j], away);
-      sums.v[j] += from_lane_xor(sums.v[j], away);
+      sums.w[j] += shuffle_xor(sums.w[j], away);
+      sums.v[j] += shuffle_xor(sums.v[j], away);
     }
   return sums;
 }
@@ -220,10 +220,10 @@ __global__ void __launch_bounds__(threads, resident) affine_stats_sum_space(Affi
   Sums<Acc, n> sums;
   const auto add = [&](auto whole, int piece) {
     Acc y[n];
-    load_columns<whole.value>(b + int64_t(piece) * n, n, y);
+    load_columns<whole.value, true>(b + int64_t(piece) * n, n, y);
     if constexpr (with_x) {
       Acc z[n];
-      load_columns<whole.value>(x + int64_t(piece) * n, n, z);
+      load_columns<whole.value, true>(x + int64_t(piece) * n, n, z);
 #pragma unroll
       for (int j = 0; j < n; ++j)
         sums.w[j] += y[j] * (z[j] - mean);
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(threads, resident) affine_stats_sum_space(Affi
   for (int j = 0; j < n; ++j)
     w += sums.w[j], v += sums.v[j];
   for (int away = lanes / 2; away > 0; away /= 2)
-    w += from_lane_xor(w, away), v += from_lane_xor(v, away);
+    w += shuffle_xor(w, away), v += shuffle_xor(v, away);
   if (lane != 0 || channel >= plan.row_columns)
     return;
   Acc *to = at.rows + row * plan.row_columns + channel;
@@ -268,7 +268,7 @@ __device__ __forceinline__ void use_sums(const AffineStats::Part &part, bool wid
                                          const Place &at, const Across &across, int64_t features, Acc *partials) {
   const auto put = [&](int64_t number, Acc sum) {
     for (int away = across.lanes / 2; away > 0; away /= 2)
-      sum += from_lane_xor(sum, away);
+      sum += shuffle_xor(sum, away);
     if (at.lane == 0)
       partials[number * across.slabs] = sum;
   };
@@ -388,7 +388,8 @@ Across across(int64_t columns, int width) {
 }
 
 Plan plan_of(const AffineStats &s) {
-  const int sum_width = s.dtype == DType::f64 ? width<double> : width<float>, in_width = int(16 / size_of(s.dtype));
+  const int sum_width = s.dtype == DType::f64 ? Vector<double>::size : Vector<float>::size,
+            in_width = int(16 / size_of(s.dtype));
   Plan plan{};
   plan.row_columns = ceil_div(s.features, sum_width) * sum_width;
   plan.tokens = across(s.features, in_width), plan.rows = across(plan.row_columns, sum_width);
@@ -446,11 +447,11 @@ template <class In, bool with_x> cudaError_t run(const AffineStats &s, void *wor
   const auto shared = [](const Across &across, int columns) {
     return int64_t(sizeof(Acc)) * 2 * warps * across.lanes * columns;
   };
-  const int64_t of_tokens = shared(plan.tokens, width<In>), of_rows = shared(plan.rows, width<Acc>);
+  const int64_t of_tokens = shared(plan.tokens, Vector<In>::size), of_rows = shared(plan.rows, Vector<Acc>::size);
   cudaError_t error = cudaSuccess;
   if (s.channels_first) {
-    const auto kernel =
-        plan.wide_channels ? affine_stats_sum_space<In, width<In>, with_x> : affine_stats_sum_space<In, 1, with_x>;
+    const auto kernel = plan.wide_channels ? affine_stats_sum_space<In, Vector<In>::size, with_x>
+                                           : affine_stats_sum_space<In, 1, with_x>;
     error = launch(kernel, s.samples * plan.cuts * plan.channel_blocks, threads, 0, stream, s, at);
   } else if (plan.cuts) {
     error = launch(affine_stats_sum_tokens<In, with_x>, s.samples * plan.cuts * plan.tokens.slabs, threads, of_tokens,

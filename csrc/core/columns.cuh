@@ -4,22 +4,19 @@
 
 namespace gg {
 
-// What one 16-byte load brings.
-template <class T> constexpr int width = 16 / int(sizeof(T));
-
 template <class T> using sum_of = typename accumulator<T>::type;
 
-// `n` neighbours, those beyond `left` being 0; `whole`: all are there, and aligned.
-template <bool whole, class T, int n>
+// `n` neighbours, those beyond `left` being 0; `whole`: all are there, and aligned. What is read `once` leaves the
+// caches first.
+template <bool whole, bool once = false, class T, int n>
 __device__ __forceinline__ void load_columns(const T *from, int left, sum_of<T> (&x)[n]) {
   if constexpr (whole) {
-    sum_of<T> part[width<T>];
 #pragma unroll
-    for (int first = 0; first < n; first += width<T>) {
-      load_16(from + first, part);
+    for (int first = 0; first < n; first += Vector<T>::size) {
+      const Vector<T> part = once ? load_vector_once(from + first) : load_vector(from + first);
 #pragma unroll
-      for (int j = 0; j < width<T>; ++j)
-        x[first + j] = part[j];
+      for (int j = 0; j < Vector<T>::size; ++j)
+        x[first + j] = widen(part.at[j]);
     }
   } else {
 #pragma unroll

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(threads, resident)
 // What a warp does: a piece of a sample's order, a slab of columns, some directions.
 template <class In, class Dir> struct Piece {
   using Acc = sum_of<In>;
-  static constexpr int n = width<In>;
+  static constexpr int n = Vector<In>::size;
   const EmbeddingStats &s;
   const Launch<Acc> &at;
   int lane, piece, left; // columns of the thread that exist
@@ -185,7 +185,7 @@ template <class In, class Dir> struct Piece {
       for (int k = 0; k < together; ++k) { // without branches between the loads: what is too much is not used
         const int place = int(least(r + k, end - 1));
         key[k] = r + k < end ? keys[place] : padding;
-        load_columns<whole>(b + order[place] * s.b_token, left, loaded[k]);
+        load_columns<whole, true>(b + order[place] * s.b_token, left, loaded[k]);
       }
       if (key[0] == padding)
         break;
