@@ -50,7 +50,7 @@ def sum_tokens(
     to = rows + row.to(tl.int64) * features + cols
     if x is not None:
         tl.store(to, tl.sum(w, axis=0), mask=col_live)
-    tl.store(to + samples.to(tl.int64) * cuts * features, tl.sum(v, axis=0), mask=col_live)
+    tl.store(to + tl.cast(samples, tl.int64) * cuts * features, tl.sum(v, axis=0), mask=col_live)
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def sum_space(
         if rstd is not None:
             total *= tl.load(rstd + sample * rstd_sample + group * rstd_step, mask=channel_live, other=0.0)
         tl.store(to, total, mask=channel_live)
-    tl.store(to + samples.to(tl.int64) * cuts * features, tl.sum(v, axis=1), mask=channel_live)
+    tl.store(to + tl.cast(samples, tl.int64) * cuts * features, tl.sum(v, axis=1), mask=channel_live)
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def use_sums(sums, D, shares, features, slabs, directions, D_direction, sample_l
     tl.store(shares, tl.sum(sums * sums, axis=1), mask=sample_live)
     if D is not None:
         for k in range(directions):
-            direction = tl.load(D + k.to(tl.int64) * D_direction + cols, mask=cols < features, other=0.0)
+            direction = tl.load(D + tl.cast(k, tl.int64) * D_direction + cols, mask=cols < features, other=0.0)
             tl.store(shares + (1 + k) * slabs, tl.sum(sums * direction[None, :], axis=1), mask=sample_live)
 
 
@@ -130,7 +130,7 @@ def use_samples(
                 at = rows + (sample * tokens + token)[:, None] * features + cols[None, :]
                 if WEIGHT:
                     w += tl.load(at, mask=live, other=0.0)
-                v += tl.load(at + samples.to(tl.int64) * tokens * features, mask=live, other=0.0)
+                v += tl.load(at + tl.cast(samples, tl.int64) * tokens * features, mask=live, other=0.0)
             else:
                 at = (sample * b_sample + token * b_row)[:, None] + cols[None, :]
                 y = tl.load(b + at, mask=live, other=0.0).to(SUMS)
