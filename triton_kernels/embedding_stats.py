@@ -37,7 +37,8 @@ def use(row, is_complete, key, squares, dots, D, direction, direction_live, D_di
 def sum_pieces(
     keys, order, b, D, edges, shares,
     tokens, features, directions, key_sample, b_sample, b_token, D_direction, D_row,
-    PIECE: tl.constexpr, COLS: tl.constexpr, DIRECTIONS: tl.constexpr, SUMS: tl.constexpr, JOIN: tl.constexpr,
+    PIECE: tl.constexpr, COLS: tl.constexpr, DIRECTIONS: tl.constexpr, UNROLL: tl.constexpr, SUMS: tl.constexpr,
+    JOIN: tl.constexpr,
 ):  # fmt: skip
     """Shares [sample, norm and directions, piece, slab] of one piece of a sample, slab and set of directions.
 
@@ -74,7 +75,7 @@ def sum_pieces(
         broken = enters & False
         b_at = b + sample * b_sample + cols
         # Nothing is stored inside, so that loads of one step need not wait for the step before.
-        for r in tl.range(first, last, loop_unroll_factor=4):
+        for r in tl.range(first, last, loop_unroll_factor=UNROLL):
             key, token = tl.load(keys + r), tl.load(order + r)
             counts, ends = key < OUT_OF_RANGE, ~goes_on(keys, r + 1, tokens)
             row += tl.load(b_at + token * b_token, mask=col_live & counts, other=0.0).to(SUMS)
@@ -106,6 +107,11 @@ def sum_pieces(
 PIECE = 64  # an edge is two float32 rows per piece, 1/16 of a bfloat16 b
 WARPS = 2
 MOST_DIRECTIONS = 4  # at once: their products stay in registers
+
+
+def unroll(directions: int) -> int:
+    """Tokens whose rows of b and D are in flight at once, as many as spill nothing on any machine."""
+    return max(1, 4 // directions)
 
 
 def slab_columns(features: int, itemsize: int) -> int:
@@ -142,17 +148,18 @@ def run(
                 out.zero_()
         return
     dtype, sums = (torch.float64, tl.float64) if b.dtype == torch.float64 else (torch.float32, tl.float32)
-    cols, at_once = slab_columns(features, b.element_size()), min(triton.next_power_of_2(directions), MOST_DIRECTIONS)
+    cols = slab_columns(features, b.element_size())
+    at_once = min(triton.next_power_of_2(max(directions, 1)), MOST_DIRECTIONS)
     pieces, slabs = triton.cdiv(tokens, PIECE), triton.cdiv(features, cols)
     with torch.cuda.device_of(b):
         keys, order, key_sample = sorted_keys(ids, 2**63 if D is None else D.shape[1], padding_idx)
         edges = b.new_empty((samples, pieces, 2, features), dtype=dtype)
         shares = b.new_empty((samples, 1 + directions, pieces * slabs), dtype=dtype)
         for join in (False, True)[: min(pieces, 2)]:
-            sum_pieces[samples * pieces, slabs, triton.cdiv(max(directions, 1), max(at_once, 1))](
+            sum_pieces[samples * pieces, slabs, max(1, triton.cdiv(directions, at_once))](
                 keys, order, b, D if directions else None, edges, shares,
                 tokens, features, directions, key_sample, *b.stride()[:2], *(D.stride()[:2] if directions else (0, 0)),
-                PIECE=PIECE, COLS=cols, DIRECTIONS=max(at_once, 1), SUMS=sums, JOIN=join, num_warps=WARPS,
+                PIECE=PIECE, COLS=cols, DIRECTIONS=at_once, UNROLL=unroll(at_once), SUMS=sums, JOIN=join, num_warps=WARPS,
             )  # fmt: skip
         if norms2 is not None:
             norms2.copy_(shares[:, 0].sum(-1, dtype=torch.float64))

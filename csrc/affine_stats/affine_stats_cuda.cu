@@ -24,6 +24,7 @@ struct Plan {
   bool wide_channels;          // whether a channel is a whole number of 16-byte loads
   int64_t channel_blocks;      // of a sample
   int64_t cuts;                // of each sample's tokens or space, each summed to a row; 0: no such rows
+  int64_t slabs;               // of the rows, or tokens, that warps add up sample by sample
   int64_t samples_per_group;   // whose sums are added together
   int64_t groups, row_columns; // columns of a row, a whole number of loads
 };
@@ -323,8 +324,8 @@ __global__ void __launch_bounds__(threads, resident)
 
 // A warp per number: norms2 and dots from their shares of all slabs, in float64.
 template <class Acc>
-__global__ void __launch_bounds__(threads, resident)
-    affine_stats_merge_slabs(AffineStats s, Launch<Acc> at, int64_t slabs) {
+__global__ void __launch_bounds__(threads, resident) affine_stats_merge_slabs(AffineStats s, Launch<Acc> at) {
+  const int64_t slabs = at.plan.slabs;
   const int lane = int(threadIdx.x) % 32;
   const int64_t weight_numbers = s.x ? 1 + s.weight.directions : 0, numbers = weight_numbers + 1 + s.bias.directions;
   const int64_t number = (int64_t(blockIdx.x) * threads + threadIdx.x) / 32, sample = number / numbers;
@@ -405,8 +406,8 @@ Plan plan_of(const AffineStats &s) {
     const int64_t most_cuts = most(1, s.tokens / (least_tokens_per_row * rows_at_once));
     plan.cuts = by_warps ? 0 : least(ceil_div(wanted_blocks, warps_of_samples), most_cuts);
   }
-  const int64_t slabs = plan.cuts ? plan.rows.slabs : plan.tokens.slabs;
-  plan.samples_per_group = ceil_div(ceil_div(s.samples, ceil_div(wanted_blocks, slabs)), warps) * warps;
+  plan.slabs = plan.cuts ? plan.rows.slabs : plan.tokens.slabs;
+  plan.samples_per_group = ceil_div(ceil_div(s.samples, ceil_div(wanted_blocks, plan.slabs)), warps) * warps;
   plan.groups = ceil_div(s.samples, plan.samples_per_group);
   return plan;
 }
@@ -414,8 +415,6 @@ Plan plan_of(const AffineStats &s) {
 bool is_empty(const AffineStats &s) { return !s.samples || !s.tokens || !s.features; }
 
 int64_t numbers_of(const AffineStats &s) { return (s.x ? 1 + s.weight.directions : 0) + 1 + s.bias.directions; }
-
-int64_t slabs_of(const Plan &plan) { return plan.cuts ? plan.rows.slabs : plan.tokens.slabs; }
 
 int64_t rows_of(const AffineStats &s, const Plan &plan) { return 2 * s.samples * plan.cuts * plan.row_columns; }
 
@@ -436,7 +435,7 @@ template <class In, bool with_x> cudaError_t run(const AffineStats &s, void *wor
   using Acc = sum_of<In>;
   Launch<Acc> at{};
   const Plan &plan = at.plan = plan_of(s);
-  const int64_t slabs = slabs_of(plan), numbers = numbers_of(s), element = int64_t(sizeof(In));
+  const int64_t numbers = numbers_of(s), element = int64_t(sizeof(In));
   at.aligned = allows_16(s.b, s.b_sample, s.b_row, element) && allows_16(s.x, s.x_sample, s.x_row, element);
   at.weight_wide = allows_16(s.weight.D, s.weight.D_direction, 0, sizeof(Acc));
   at.bias_wide = allows_16(s.bias.D, s.bias.D_direction, 0, sizeof(Acc));
@@ -458,14 +457,13 @@ template <class In, bool with_x> cudaError_t run(const AffineStats &s, void *wor
                    stream, s, at);
   }
   if (error == cudaSuccess && plan.cuts)
-    error = launch(affine_stats_use_samples<SummedRows<Acc, with_x>, with_x>, plan.groups * slabs, threads, of_rows,
-                   stream, s, at);
+    error = launch(affine_stats_use_samples<SummedRows<Acc, with_x>, with_x>, plan.groups * plan.slabs, threads,
+                   of_rows, stream, s, at);
   else if (error == cudaSuccess)
-    error = launch(affine_stats_use_samples<Tokens<In, with_x>, with_x>, plan.groups * slabs, threads, of_tokens,
+    error = launch(affine_stats_use_samples<Tokens<In, with_x>, with_x>, plan.groups * plan.slabs, threads, of_tokens,
                    stream, s, at);
   if (error == cudaSuccess)
-    error =
-        launch(affine_stats_merge_slabs<Acc>, ceil_div(s.samples * numbers, warps), threads, 0, stream, s, at, slabs);
+    error = launch(affine_stats_merge_slabs<Acc>, ceil_div(s.samples * numbers, warps), threads, 0, stream, s, at);
   if (error == cudaSuccess)
     error = launch(affine_stats_merge_groups<Acc>, 2 * ceil_div(s.features, 32), threads, threads * 8, stream, s, at);
   return error;
@@ -481,7 +479,7 @@ int64_t affine_stats_cuda_workspace(const AffineStats &s) {
   if (is_empty(s))
     return 0;
   const Plan plan = plan_of(s);
-  const int64_t numbers = rows_of(s, plan) + totals_of(plan) + s.samples * numbers_of(s) * slabs_of(plan);
+  const int64_t numbers = rows_of(s, plan) + totals_of(plan) + s.samples * numbers_of(s) * plan.slabs;
   return ceil_div(numbers * (s.dtype == DType::f64 ? 8 : 4), 16) * 16;
 }
 

@@ -113,6 +113,7 @@ def builds(_backend: str, _arch: int | str) -> list[Build]:
         pointers = {"keys": "*i64", "order": "*i64", "b": f"*{dtype}"} | dict.fromkeys(("D", "edges", "shares"), "*fp32")
         constants: dict[str, Any] = {
             "PIECE": kernels.PIECE, "COLS": cols, "DIRECTIONS": max(directions, 1), "SUMS": tl.float32, "JOIN": join,
+            "UNROLL": kernels.unroll(max(directions, 1)),
         } | ({} if directions else {"D": None})  # fmt: skip
         multiples = ("features", "b_sample", "b_token", "D_direction", "D_row")
         return Build(name, "sum_pieces", pointers, constants, kernels.WARPS, 1, multiples, note=f"{cols}")
@@ -126,8 +127,11 @@ def builds(_backend: str, _arch: int | str) -> list[Build]:
 
 
 TRITON = Triton(
-    cases=EDGES,
-    work_limit=1e5,
+    cases=[
+        Case(2, 130, 20, 9, 2), Case(2, 65, 2, 8, 1), Case(2, 70, 9, 3, 1, layout="expanded"), Case(1, 66, 30, 12, 5),
+    ],
+    work=lambda case: case.samples * case.tokens,  # the interpreter takes as long for a token, whatever its width
+    work_limit=300,
     dtypes=(*DTYPES, "float64"),
     checks=_checks("triton"),
     mutants={
