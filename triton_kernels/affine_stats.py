@@ -185,8 +185,8 @@ def plan_of(samples: int, tokens: int, features: int, itemsize: int, channels_fi
     else:
         cuts = max(1, min(triton.cdiv(WANTED_PROGRAMS, samples * slabs), tokens // LEAST_TOKENS_PER_ROW))
     at_once = TILE // cols
-    programs = triton.cdiv(WANTED_PROGRAMS, slabs)
-    return Plan(cols, space, cuts, triton.cdiv(triton.cdiv(samples, programs), at_once) * at_once)
+    groups = triton.cdiv(WANTED_PROGRAMS // 2, slabs)  # each costs a row of totals
+    return Plan(cols, space, cuts, triton.cdiv(triton.cdiv(samples, groups), at_once) * at_once)
 
 
 def run(

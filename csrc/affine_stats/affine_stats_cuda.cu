@@ -372,7 +372,7 @@ __global__ void __launch_bounds__(threads, resident) affine_stats_merge_groups(A
 // ---------------------------------------------------------------------------------------------------------------------
 
 // A card of 132 multiprocessors is busy with this many blocks; the last of them, when they are few, must not decide.
-constexpr int64_t wanted_blocks = 132 * 8;
+constexpr int64_t wanted_blocks = 132 * 8, wanted_groups = wanted_blocks / 2; // groups cost a row of totals each
 // A row costs its writing and reading in float32: 1/16 of the bfloat16 b and x of so many tokens.
 constexpr int64_t least_tokens_per_row = 64, least_space_per_cut = 4096;
 
@@ -407,7 +407,7 @@ Plan plan_of(const AffineStats &s) {
     plan.cuts = by_warps ? 0 : least(ceil_div(wanted_blocks, warps_of_samples), most_cuts);
   }
   plan.slabs = plan.cuts ? plan.rows.slabs : plan.tokens.slabs;
-  plan.samples_per_group = ceil_div(ceil_div(s.samples, ceil_div(wanted_blocks, plan.slabs)), warps) * warps;
+  plan.samples_per_group = ceil_div(ceil_div(s.samples, ceil_div(wanted_groups, plan.slabs)), warps) * warps;
   plan.groups = ceil_div(s.samples, plan.samples_per_group);
   return plan;
 }

@@ -35,10 +35,11 @@ struct Pairs {
 // Where a block finds things.
 template <class Acc> struct Launch {
   Plan plan;
-  bool aligned, directions_aligned; // whether b and D allow 16-byte loads
-  Pairs pairs;                      // in their final order
-  Acc *edges;                       // [sample][piece][begins in an earlier piece, begins here][column]
-  Acc *partials;                    // [sample][1 + directions][piece][slab]
+  bool whole;              // whether rows of b are whole numbers of aligned 16-byte loads
+  bool directions_aligned; // whether D allows such loads
+  Pairs pairs;             // in their final order
+  Acc *edges;              // [sample][piece][begins in an earlier piece, begins here][column]
+  Acc *partials;           // [sample][1 + directions][piece][slab]
 };
 
 __device__ __forceinline__ Key key_of(const EmbeddingStats &s, int64_t sample, int64_t token) {
@@ -179,13 +180,14 @@ template <class In, class Dir> struct Piece {
     bool begins_here = !goes_on(first()), open = false;
     Acc row[n] = {};
     for (int r = first(); r < end; r += together) {
-      Acc loaded[together][n];
+      Acc loaded[together][n] = {};
       Key key[together];
 #pragma unroll
       for (int k = 0; k < together; ++k) { // without branches between the loads: what is too much is not used
         const int place = int(least(r + k, end - 1));
         key[k] = r + k < end ? keys[place] : padding;
-        load_columns<whole, true>(b + order[place] * s.b_token, left, loaded[k]);
+        if (left > 0)
+          load_columns<whole, true>(b + order[place] * s.b_token, left, loaded[k]);
       }
       if (key[0] == padding)
         break;
@@ -262,7 +264,7 @@ __global__ void __launch_bounds__(threads, resident)
   Piece<In, Dir> piece(s, at);
   if (!piece.exists)
     return;
-  if (at.aligned && piece.left == piece.n)
+  if (at.whole) // the same for all lanes: there are sums over the warp inside
     piece.template sum_rows<true>();
   else
     piece.template sum_rows<false>();
@@ -333,7 +335,7 @@ template <class In, class Dir> cudaError_t run(const EmbeddingStats &s, void *wo
   using Acc = sum_of<In>;
   Launch<Acc> at{};
   const Plan &plan = at.plan = plan_of(s);
-  at.aligned = allows_16(s.b, s.b_sample, s.b_token, sizeof(In));
+  at.whole = allows_16(s.b, s.b_sample, s.b_token, sizeof(In)) && s.features % Vector<In>::size == 0;
   at.directions_aligned = allows_16(s.D, s.D_direction, s.D_row, sizeof(Dir));
   const int64_t pairs = pairs_of(s, plan);
   at.edges = static_cast<Acc *>(workspace);

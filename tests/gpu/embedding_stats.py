@@ -84,7 +84,9 @@ CUDA = Cuda(
         "every direction is the first": Mutant("(first_direction + k) * s.D_direction", "0 * s.D_direction"),
         "a pass has the first one's directions": Mutant("to += (1 + first_direction + lane)", "to += (1 + lane)"),
         "columns beyond the last are read": Mutant("j < left ? widen(from[j]) : 0", "widen(from[j])", "core/columns.cuh"),
-        "all rows are taken for aligned": Mutant("if (at.aligned && piece.left == piece.n)", "if (piece.left == piece.n)"),
+        "all rows are taken for aligned": Mutant(
+            "allows_16(s.b, s.b_sample, s.b_token, sizeof(In)) &&", "true &&"
+        ),
         "a launch on the default stream": Mutant("plan.chunk * pair_bytes, stream,", "plan.chunk * pair_bytes, nullptr,"),
     },
     showing=[
