@@ -1,8 +1,8 @@
-"""affine_stats in Triton: b and x stream past once; sums of tokens or of space stay in registers until they are used.
+"""affine_stats in Triton: b and x stream past once; sums of tokens or space stay in registers until they are used.
 
-Long samples, and all that are channels first, are first summed to a few rows by many programs. A program then takes some
-samples' slab of columns, adds up their tokens or rows, and squares, dots and adds up the sums. What bounds it: reading b
-and x. See docs/gpu/affine_stats.md.
+Long samples, and all that are channels first, are first summed to a few rows by many programs. A program then takes
+some samples' slab of columns, adds up their tokens or rows, and squares, dots and adds up the sums. What bounds it:
+reading b and x. See docs/gpu/affine_stats.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def sum_tokens(
         v += y
         if x is not None:
             z = tl.load(x + sample * x_sample + token * x_row + cols[None, :], mask=live, other=0.0).to(SUMS)
-            mean_at, rstd_at = sample * mean_sample + token * mean_step, sample * rstd_sample + token * rstd_step
+            mean_at = sample * mean_sample + token * mean_step
+            rstd_at = sample * rstd_sample + token * rstd_step
             w += y * normalised(z, mean, rstd, mean_at, rstd_at, token < last)
     to = rows + row.to(tl.int64) * features + cols
     if x is not None:
@@ -138,8 +139,9 @@ def use_samples(
                 if WEIGHT:
                     at = (sample * x_sample + token * x_row)[:, None] + cols[None, :]
                     z = tl.load(x + at, mask=live, other=0.0).to(SUMS)
-                    mean_at, rstd_at = sample * mean_sample + token * mean_step, sample * rstd_sample + token * rstd_step
-                    w += y * normalised(z, mean, rstd, mean_at[:, None], rstd_at[:, None], sample_live[:, None])
+                    mean_at = (sample * mean_sample + token * mean_step)[:, None]
+                    rstd_at = (sample * rstd_sample + token * rstd_step)[:, None]
+                    w += y * normalised(z, mean, rstd, mean_at, rstd_at, sample_live[:, None])
         to = shares + sample * numbers * slabs + slab
         if WEIGHT:
             use_sums(w, D_weight, to, features, slabs, weight_directions, D_weight_direction, sample_live, cols)

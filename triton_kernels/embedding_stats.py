@@ -159,7 +159,8 @@ def run(
             sum_pieces[samples * pieces, slabs, max(1, triton.cdiv(directions, at_once))](
                 keys, order, b, D if directions else None, edges, shares,
                 tokens, features, directions, key_sample, *b.stride()[:2], *(D.stride()[:2] if directions else (0, 0)),
-                PIECE=PIECE, COLS=cols, DIRECTIONS=at_once, UNROLL=unroll(at_once), SUMS=sums, JOIN=join, num_warps=WARPS,
+                PIECE=PIECE, COLS=cols, DIRECTIONS=at_once, UNROLL=unroll(at_once), SUMS=sums, JOIN=join,
+                num_warps=WARPS,
             )  # fmt: skip
         if norms2 is not None:
             norms2.copy_(shares[:, 0].sum(-1, dtype=torch.float64))

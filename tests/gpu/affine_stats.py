@@ -14,7 +14,8 @@ from gpu import DTYPES, Build, Check, Cuda, Kernel, Mutant, Triton
 # row; groups of more samples than a block has warps; space cut, aligned and not.
 OWN_CASES = [
     Case(3, 130, 300, 2), Case(2, 200, 515, 1), Case(1, 200, 40, 1, "bias"), Case(9, 40, 24, 0), Case(2, 64, 1030, 1),
-    Case(480, 1, 1030, 0, "bias"), Case(1, 9000, 3, 1, groups=2), Case(2, 8201, 1, 1, groups=3), Case(17, 48, 5, 3, groups=4),
+    Case(480, 1, 1030, 0, "bias"), Case(1, 9000, 3, 1, groups=2), Case(2, 8201, 1, 1, groups=3),
+    Case(17, 48, 5, 3, groups=4),
 ]  # fmt: skip
 
 
@@ -60,11 +61,15 @@ CUDA = Cuda(
             "away >= from.across().lanes; away", "away > from.across().lanes; away"
         ),
         "a lane of a slab's sum is lost": Mutant("away = across.lanes / 2;", "away = across.lanes / 4;"),
-        "columns beyond the last are read": Mutant("j < left ? widen(from[j]) : 0", "widen(from[j])", "core/columns.cuh"),
+        "columns beyond the last are read": Mutant(
+            "j < left ? widen(from[j]) : 0", "widen(from[j])", "core/columns.cuh"
+        ),
         "all rows are taken for aligned": Mutant("if (from.aligned && at.left == n)", "if (at.left == n)"),
         "the mean of the first token": Mutant("i * s.mean_sample + t * s.mean_step", "i * s.mean_sample"),
         "a cut of tokens is lost": Mutant("return int(at.plan.cuts);", "return int(at.plan.cuts - 1);"),
-        "the other samples of a group are lost": Mutant("sample < last; sample += warps", "sample < last; sample += 64"),
+        "the other samples of a group are lost": Mutant(
+            "sample < last; sample += warps", "sample < last; sample += 64"
+        ),
         "every channel is of the first group": Mutant("group = channel / s.features_per_group", "group = 0 * channel"),
         "rstd of a channel is forgotten": Mutant("if (with_x && exists)", "if (false)"),
         "lanes of a channel are not added": Mutant("away = lanes / 2;", "away = lanes / 4;"),
@@ -126,7 +131,7 @@ def builds(_backend: str, _arch: int | str) -> list[Build]:
 
 TRITON = Triton(
     cases=OWN_CASES,
-    work_limit=4e5,
+    work_limit=1.2e5,
     dtypes=(*DTYPES, "float64"),
     checks={"outputs are optional, directions unaligned": _same_bits("triton")},
     mutants={
@@ -137,10 +142,8 @@ TRITON = Triton(
         "no mask on space": Mutant("channel_live[:, None] & (point < last)", "channel_live[:, None] & (point >= 0)"),
         "the mean is not subtracted from space": Mutant("y * (z - middle if mean is not None else z)", "y * z"),
         "the mean of the first token": Mutant(
-            "mean_at, rstd_at = sample * mean_sample + token * mean_step, sample * rstd_sample + token * rstd_step\n"
-            "            w +=",
-            "mean_at, rstd_at = sample * mean_sample + token * 0, sample * rstd_sample + token * rstd_step\n"
-            "            w +=",
+            "            mean_at = sample * mean_sample + token * mean_step\n",
+            "            mean_at = sample * mean_sample + token * 0\n",
         ),
         "every channel is of the first group": Mutant("channel // features_per_group", "channel * 0"),
         "rows of the weight are the bias's": Mutant(

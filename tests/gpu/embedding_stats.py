@@ -28,7 +28,8 @@ def _nan_where_out_of_range(backend: str) -> Check:
     """Nothing is read for such an id, its sample gets NaN, and the others what they get anyway."""
 
     def check(make: layouts.Make) -> None:
-        for case, bad in ((Case(3, 70, 40, 20, 1), -1), (Case(3, 70, 40, 20, 2), 40), (Case(3, 70, 40, 20, 0), -(2**63))):
+        for directions, bad in ((1, -1), (2, 40), (0, -(2**63))):
+            case = Case(3, 70, 40, 20, directions)
             values = cases.inputs(case, "float32")
             whole = cases.run(case, cases.arrays(case, values, make, "float32"), backend)
             values["ids"][1, 66] = bad
@@ -67,7 +68,9 @@ CUDA = Cuda(
     checks=_checks("cuda"),
     mutants={
         "equal ids are rows of their own": Mutant("r < s.tokens && keys[r - 1] == keys[r]", "r < s.tokens && false"),
-        "no barrier between steps of the sort": Mutant("        }\n      }\n      __syncthreads();", "        }\n      }"),
+        "no barrier between steps of the sort": Mutant(
+            "        }\n      }\n      __syncthreads();", "        }\n      }"
+        ),
         "no barrier before the sort": Mutant("first + i;\n  }\n  __syncthreads();", "first + i;\n  }"),
         "tokens of an id lie in any order": Mutant("high_key == low_key && high_token < low_token", "false"),
         "merged runs collide where ids are equal": Mutant("keys[middle] <= key :", "keys[middle] < key :"),
@@ -83,11 +86,15 @@ CUDA = Cuda(
         "shared ids are read per sample": Mutant("sorted = plan.sorted == 1 ? 0 : sample", "sorted = sample"),
         "every direction is the first": Mutant("(first_direction + k) * s.D_direction", "0 * s.D_direction"),
         "a pass has the first one's directions": Mutant("to += (1 + first_direction + lane)", "to += (1 + lane)"),
-        "columns beyond the last are read": Mutant("j < left ? widen(from[j]) : 0", "widen(from[j])", "core/columns.cuh"),
+        "columns beyond the last are read": Mutant(
+            "j < left ? widen(from[j]) : 0", "widen(from[j])", "core/columns.cuh"
+        ),
         "all rows are taken for aligned": Mutant(
             "allows_16(s.b, s.b_sample, s.b_token, sizeof(In)) &&", "true &&"
         ),
-        "a launch on the default stream": Mutant("plan.chunk * pair_bytes, stream,", "plan.chunk * pair_bytes, nullptr,"),
+        "a launch on the default stream": Mutant(
+            "plan.chunk * pair_bytes, stream,", "plan.chunk * pair_bytes, nullptr,"
+        ),
     },
     showing=[
         Case(2, 130, 20, 9, 2), Case(1, 500, 1, 20, 1, "equal"), Case(3, 7, 6, 20, 1, layout="sliced"),
@@ -112,7 +119,8 @@ def builds(_backend: str, _arch: int | str) -> list[Build]:
 
     def build(name: str, dtype: str, itemsize: int, directions: int, join: bool) -> Build:
         cols = kernels.slab_columns(4096, itemsize)
-        pointers = {"keys": "*i64", "order": "*i64", "b": f"*{dtype}"} | dict.fromkeys(("D", "edges", "shares"), "*fp32")
+        pointers = dict.fromkeys(("keys", "order"), "*i64") | dict.fromkeys(("D", "edges", "shares"), "*fp32")
+        pointers["b"] = f"*{dtype}"
         constants: dict[str, Any] = {
             "PIECE": kernels.PIECE, "COLS": cols, "DIRECTIONS": max(directions, 1), "SUMS": tl.float32, "JOIN": join,
             "UNROLL": kernels.unroll(max(directions, 1)),
@@ -140,8 +148,12 @@ TRITON = Triton(
         "equal ids are rows of their own": Mutant("inside = (at > 0) & (at < tokens)", "inside = (at > 0) & (at < 0)"),
         "padding adds": Mutant("if padding_idx >= 0:", "if False:"),
         "a row that began before is used here": Mutant("counts & ends & ~inherited", "counts & ends"),
-        "a row that goes on is not left": Mutant("mask=leaves & ~inherited & col_live", "mask=leaves & inherited & col_live"),
-        "rows end in the second piece": Mutant("mask=end < tokens, other=-1) == last_key", "mask=end < tokens, other=-1) == -2"),
+        "a row that goes on is not left": Mutant(
+            "mask=leaves & ~inherited & col_live", "mask=leaves & inherited & col_live"
+        ),
+        "rows end in the second piece": Mutant(
+            "mask=end < tokens, other=-1) == last_key", "mask=end < tokens, other=-1) == -2"
+        ),
         "rows are joined once more": Mutant("leaves & ~(enters & (tl.load(keys + first) == last_key))", "leaves"),
         "joined rows are all there is": Mutant("squares_sum += tl.load(share)", "squares_sum += 0.0"),
         "every sample has the first one's ids": Mutant("0 if shared else ids.shape[1]", "0"),
