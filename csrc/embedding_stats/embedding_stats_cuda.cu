@@ -175,20 +175,22 @@ template <class In, class Dir> struct Piece {
   }
 
   template <bool whole> __device__ __forceinline__ void sum_rows() {
-    const In *b = static_cast<const In *>(s.b) + sample * s.b_sample + col;
+    const In *b = static_cast<const In *>(s.b) + sample * s.b_sample + (left > 0 ? col : 0);
     const int end = last();
     bool begins_here = !goes_on(first()), open = false;
     Acc row[n] = {};
     for (int r = first(); r < end; r += together) {
-      Acc loaded[together][n] = {};
+      Acc loaded[together][n];
       Key key[together];
+      int32_t token[together];
 #pragma unroll
-      for (int k = 0; k < together; ++k) { // without branches between the loads: what is too much is not used
+      for (int k = 0; k < together; ++k) {
         const int place = int(least(r + k, end - 1));
-        key[k] = r + k < end ? keys[place] : padding;
-        if (left > 0)
-          load_columns<whole, true>(b + order[place] * s.b_token, left, loaded[k]);
+        key[k] = r + k < end ? keys[place] : padding, token[k] = order[place];
       }
+#pragma unroll
+      for (int k = 0; k < together; ++k) // without branches between the loads: what is too much is not used
+        load_columns<whole, true>(b + token[k] * s.b_token, left, loaded[k]);
       if (key[0] == padding)
         break;
 #pragma unroll
@@ -199,7 +201,7 @@ template <class In, class Dir> struct Piece {
           continue;
 #pragma unroll
         for (int j = 0; j < n; ++j)
-          row[j] += loaded[k][j];
+          row[j] += left > 0 ? loaded[k][j] : 0;
         open = goes_on(r + k + 1);
         if (open)
           continue;
