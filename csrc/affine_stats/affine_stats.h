@@ -46,4 +46,9 @@ struct AffineStats {
 
 void affine_stats_cpu(const AffineStats &);
 
+// The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
+// `workspace` bytes that affine_stats_cuda_workspace asks for. Returns a cudaError_t.
+int64_t affine_stats_cuda_workspace(const AffineStats &);
+int affine_stats_cuda(const AffineStats &, void *workspace, void *stream);
+
 } // namespace gg

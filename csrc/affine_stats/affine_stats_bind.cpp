@@ -3,6 +3,9 @@
 #include "core/view.h"
 
 #include <optional>
+#if defined(GG_CUDA_affine_stats)
+#include "core/cuda_workspace.h"
+#endif
 
 GG_PER_ISA(affine_stats, AffineStats)
 
@@ -99,7 +102,7 @@ private:
 
 } // namespace
 
-void bind_affine_stats(py::module_ &cpu, py::module_ &) {
+void bind_affine_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
   cpu.def("affine_stats",
           [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight, py::handle D_bias,
              py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2, py::handle bias_norms2,
@@ -110,6 +113,25 @@ void bind_affine_stats(py::module_ &cpu, py::module_ &) {
             py::gil_scoped_release free;
             affine_stats_cpu(call.args);
           });
+#if defined(GG_CUDA_affine_stats)
+  cuda.def("affine_stats",
+           [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight, py::handle D_bias,
+              py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2, py::handle bias_norms2,
+              py::handle weight_dots, py::handle bias_dots, bool channels_first, py::handle workspace) {
+             Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2,
+                       weight_dots, bias_dots, channels_first);
+             run_on_device("affine_stats", b, call.b, workspace, affine_stats_cuda_workspace(call.args),
+                           [&](void *scratch, void *stream) { return affine_stats_cuda(call.args, scratch, stream); });
+           });
+  cuda.def("affine_stats_workspace",
+           [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight, py::handle D_bias,
+              py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2, py::handle bias_norms2,
+              py::handle weight_dots, py::handle bias_dots, bool channels_first) {
+             return affine_stats_cuda_workspace(Call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad,
+                                                     weight_norms2, bias_norms2, weight_dots, bias_dots, channels_first)
+                                                    .args);
+           });
+#endif
 }
 
 } // namespace gg

@@ -5,10 +5,11 @@
 //   dots_ik      = <G_i, D_k> = sum_v <row v of G_i, row v of D_k>  (B, K)
 //
 // ids (B,T) are i32 or i64 and may repeat one row of memory for all samples (stride 0); b (B,T,E) is f32, bf16, f16 or
-// f64; D (K,V,E) has b's dtype or that of its sums. Rows are summed in float32 (float64 for f64) in the order of their
-// tokens, and sums over rows are float64, in an order that depends on shapes and ids alone: the same bits for any
-// number of threads. Positions with id == padding_idx contribute nothing. Every other id must be >= 0, and < V when D
-// is given: the caller checks. Sizes of 0 are legal and give zeros. Outputs must not overlap inputs.
+// f64; D (K,V,E) has b's dtype or that of its sums. Rows are summed in float32 (float64 for f64), products over rows at
+// the latest in float64 where a task ends. The order depends on shapes and ids alone: the same bits for any number of
+// threads. Positions with id == padding_idx contribute nothing. Every other id must be >= 0, and < V when D is given:
+// the CPU's caller checks; on a card, where telling would mean waiting, a sample with such an id gets NaN. Sizes of 0
+// are legal and give zeros. Outputs must not overlap inputs.
 #pragma once
 #include "core/array.h"
 
@@ -19,6 +20,7 @@ struct EmbeddingStats {
   DType direction_dtype; // of D
   DType id_dtype;
   int64_t samples, tokens, features, directions; // B, T, E, K
+  int64_t rows;                                  // V, or INT64_MAX without D
   int64_t padding_idx;                           // -1: none
 
   const void *ids; // all strides count elements
@@ -38,5 +40,10 @@ struct EmbeddingStats {
 };
 
 void embedding_stats_cpu(const EmbeddingStats &);
+
+// The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
+// `workspace` bytes that embedding_stats_cuda_workspace asks for. Returns a cudaError_t.
+int64_t embedding_stats_cuda_workspace(const EmbeddingStats &);
+int embedding_stats_cuda(const EmbeddingStats &, void *workspace, void *stream);
 
 } // namespace gg

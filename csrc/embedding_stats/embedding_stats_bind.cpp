@@ -3,6 +3,9 @@
 #include "embedding_stats/embedding_stats.h"
 
 #include <optional>
+#if defined(GG_CUDA_embedding_stats)
+#include "core/cuda_workspace.h"
+#endif
 
 GG_PER_ISA(embedding_stats, EmbeddingStats)
 
@@ -14,7 +17,6 @@ struct Call {
   View ids, b;
   std::optional<View> D, norms2, dots;
   EmbeddingStats args{};
-  int64_t rows = INT64_MAX; // V, where D tells it
 
   Call(py::handle ids_, py::handle b_, py::handle D_, py::handle norms2_, py::handle dots_, int64_t padding_idx)
       : ids("ids", ids_), b("b", b_) {
@@ -26,7 +28,7 @@ struct Call {
     const DType sums = b.dtype == DType::f64 ? DType::f64 : DType::f32;
     args.dtype = b.dtype, args.id_dtype = ids.dtype;
     args.samples = b.shape[0], args.tokens = b.shape[1], args.features = b.shape[2];
-    args.padding_idx = padding_idx;
+    args.rows = INT64_MAX, args.padding_idx = padding_idx;
     args.ids = ids.data, args.id_sample = ids.stride[0], args.id_token = ids.stride[1];
     args.b = b.data, args.b_sample = b.stride[0], args.b_token = b.stride[1];
     if (!D_.is_none()) {
@@ -34,7 +36,7 @@ struct Call {
       expect(D->ndim == 3 && D->shape[2] == args.features && D->unit_inner_stride(), "D",
              "(K, V, E) with inner stride 1", *D);
       expect(D->dtype == sums || D->dtype == b.dtype, "D", "the dtype of b, or of its sums", *D);
-      args.direction_dtype = D->dtype, args.directions = D->shape[0], rows = D->shape[1];
+      args.direction_dtype = D->dtype, args.directions = D->shape[0], args.rows = D->shape[1];
       args.D = D->data, args.D_direction = D->stride[0], args.D_row = D->stride[1];
     }
     if (!norms2_.is_none()) {
@@ -57,8 +59,8 @@ struct Call {
     for (int64_t i = 0; i < distinct; ++i)
       for (int64_t t = 0; t < args.tokens; ++t) {
         const int64_t id = args.id(i, t);
-        if ((id < 0 || id >= rows) && (id != args.padding_idx || id < 0))
-          throw py::index_error("ids: expected 0 <= id" + (D ? " < " + std::to_string(rows) : "") + ", got " +
+        if ((id < 0 || id >= args.rows) && (id != args.padding_idx || id < 0))
+          throw py::index_error("ids: expected 0 <= id" + (D ? " < " + std::to_string(args.rows) : "") + ", got " +
                                 std::to_string(id) + " at sample " + std::to_string(i) + ", token " +
                                 std::to_string(t));
       }
@@ -67,7 +69,7 @@ struct Call {
 
 } // namespace
 
-void bind_embedding_stats(py::module_ &cpu, py::module_ &) {
+void bind_embedding_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
   cpu.def("embedding_stats",
           [](py::handle ids, py::handle b, py::handle D, py::handle norms2, py::handle dots, int64_t padding_idx) {
             Call call(ids, b, D, norms2, dots, padding_idx);
@@ -76,6 +78,18 @@ void bind_embedding_stats(py::module_ &cpu, py::module_ &) {
             py::gil_scoped_release free;
             embedding_stats_cpu(call.args);
           });
+#if defined(GG_CUDA_embedding_stats)
+  cuda.def("embedding_stats", [](py::handle ids, py::handle b, py::handle D, py::handle norms2, py::handle dots,
+                                 int64_t padding_idx, py::handle workspace) {
+    Call call(ids, b, D, norms2, dots, padding_idx);
+    run_on_device("embedding_stats", ids, call.ids, workspace, embedding_stats_cuda_workspace(call.args),
+                  [&](void *scratch, void *stream) { return embedding_stats_cuda(call.args, scratch, stream); });
+  });
+  cuda.def("embedding_stats_workspace",
+           [](py::handle ids, py::handle b, py::handle D, py::handle norms2, py::handle dots, int64_t padding_idx) {
+             return embedding_stats_cuda_workspace(Call(ids, b, D, norms2, dots, padding_idx).args);
+           });
+#endif
 }
 
 } // namespace gg

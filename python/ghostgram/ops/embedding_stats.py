@@ -43,7 +43,8 @@ def embedding_stats(
     Raises:
         TypeError: An argument is no array, of another framework than ids, or of an unsupported dtype.
         ValueError: Shapes do not fit; the message names the argument, what was expected and what came.
-        IndexError: An id is negative, or beyond V when D is given; the message names sample and token.
+        IndexError: An id is negative, or beyond V when D is given; the message names sample and token. On a GPU, which
+            an error would have to wait for, such an id makes the results of its sample NaN instead.
         RuntimeError: The backend asked for is not available here; the message says why.
 
     Cost:
