@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley import log as logs
 from ghostgram.algorithms.in_run_shapley.linearize import check_optimizer, linearize, state_is_ready
-from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord
+from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
 from ghostgram.algorithms.in_run_shapley.validation import validation_gradients, validation_losses
 from ghostgram.taps import Coverage, Taps, cover
 
@@ -237,8 +237,8 @@ class InRunShapley:
             for direction, g in zip(directions[parameter], gradients, strict=True):
                 torch.mul(P, g[parameter], out=direction)
             if h is not None:
-                history[parameter] = torch.stack([_dot(g[parameter], h) for g in gradients]).cpu()
-        return directions, history
+                history[parameter] = torch.stack([_dot(g[parameter], h) for g in gradients])
+        return directions, dict(zip(history, gathered(history.values()), strict=True))
 
     def _close_backward(self, step: _Step) -> None:
         """After the last backward of the step: what the gradients are before anything scales them."""
@@ -246,6 +246,8 @@ class InRunShapley:
             raise RuntimeError("no samples were scored in this step: pass ids to step(), or use samples(ids) inside it")
         step.record = GradientRecord(self._groups)
         if step.directions is not None:
+            for microbatch in step.microbatches:
+                microbatch.dots = _fetched(microbatch.dots)
             self._check_sums([m.dots for m in step.microbatches], step.directions, step.record, {})
 
     def _check_sums(
@@ -259,21 +261,20 @@ class InRunShapley:
 
         `scales` says by how much .grad has been multiplied since backward.
         """
-        for name, parameter in self._coverage.scored.items():
-            scale = scales.get(parameter, 1.0)
-            if parameter.grad is None or scale == 0.0:
-                continue
-            D = directions[parameter]
-            expected = torch.stack([_dot(parameter.grad, d) for d in D]) / scale
-            taken = [d[parameter].double() for d in dots if parameter in d]
-            total = torch.stack([t.sum(0) for t in taken]).sum(0) if taken else torch.zeros_like(expected)
-            size = record.norm(parameter) * D.flatten(1).norm(dim=1).double()
+        checked = {p: p.grad for p in self._coverage.scored.values() if p.grad is not None and scales.get(p, 1.0)}
+        if not checked:
+            return
+        expected = gathered(_dot(grad, d) for p, grad in checked.items() for d in directions[p]).view(len(checked), -1)
+        sizes = gathered(torch._foreach_norm([d for p in checked for d in directions[p]])).view(len(checked), -1)
+        for parameter, scaled_dots, size in zip(checked, expected, sizes, strict=True):
+            expected_dots = scaled_dots / scales.get(parameter, 1.0)
+            total = sum((d[parameter].sum(0) for d in dots if parameter in d), torch.zeros_like(expected_dots))
             tolerance = 1e-2 if parameter in self._taps.rounded else 1e-4
-            if bool(((total - expected).abs() > tolerance * size).any()):
+            if bool(((total - expected_dots).abs() > tolerance * record.norm(parameter) * size).any()):
                 raise RuntimeError(
-                    f"{name}: the samples' dots sum to {total.tolist()}, but the gradient's dot is {expected.tolist()}:"
-                    " some use of this parameter was not tapped (used outside its layer's forward, a backward outside "
-                    "shapley.step(), or a gradient left over from before the step)"
+                    f"{self._names[parameter]}: the samples' dots sum to {total.tolist()}, but the gradient's dot is "
+                    f"{expected_dots.tolist()}: some use of this parameter was not tapped (used outside its layer's "
+                    "forward, a backward outside shapley.step(), or a gradient left over from before the step)"
                 )
 
     def _before_optimizer(self) -> None:
@@ -293,18 +294,18 @@ class InRunShapley:
         if directions is None:
             present = {p: p.grad for p in self._groups if p.grad is not None}
             directions, step.history = self._linearised(step.gradients, present)
-            v_state, dots = "post", [Taps.contract(m.late, directions) for m in step.microbatches]
+            v_state, dots = "post", [_fetched(Taps.contract(m.late, directions)) for m in step.microbatches]
             self._check_sums(dots, directions, step.record, scales)
-        phis = [-torch.stack([scales.get(p, 1.0) * d.double() for p, d in each.items()]).sum(0).cpu() for each in dots]
+        phis = [-torch.stack([scales.get(p, 1.0) * d for p, d in each.items()]).sum(0) for each in dots]
         clip = min(scales.values(), default=1.0)
         self._log_samples(step, phis, clip, v_state, skipped=False)
         uncovered, history = torch.zeros_like(step.losses), torch.zeros_like(step.losses)
         for parameter, carried in step.history.items():
             if parameter.grad is not None:  # else the optimizer skips it: neither momentum nor decay move it
                 history += carried
-        for parameter in self._coverage.excluded.values():
-            if parameter.grad is not None:
-                uncovered -= torch.stack([_dot(parameter.grad, d) for d in directions[parameter]]).cpu()
+        left_out = [(p.grad, d) for p in self._coverage.excluded.values() if p.grad is not None for d in directions[p]]
+        if left_out:
+            uncovered -= gathered(_dot(grad, d) for grad, d in left_out).view(-1, len(uncovered)).sum(0)
         sum_phi = torch.stack([phi.sum(0) for phi in phis]).sum(0)
         step.row = {"sum_phi": sum_phi, "history": history, "uncovered": uncovered, "clip": clip,
                     "v_state": v_state, "skipped": False}  # fmt: skip
@@ -370,4 +371,9 @@ def _integers(ids: Tensor | Sequence[int]) -> list[int]:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return torch.dot(x.flatten().to(y.dtype), y.flatten()).double()
+    return torch.dot(x.flatten().to(y.dtype), y.flatten())
+
+
+def _fetched(dots: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+    """Dots (B, K) by parameter, on the CPU in float64."""
+    return dict(zip(dots, gathered(dots.values()), strict=True))

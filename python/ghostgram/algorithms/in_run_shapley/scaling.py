@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class GradientRecord:
@@ -54,7 +54,20 @@ def _norms(parameters: list[nn.Parameter]) -> list[_Norms]:
     grads = [p.grad.detach() for p in parameters if p.grad is not None]
     if not grads:
         return []
-    norms = torch.stack([norm.double() for norm in torch._foreach_norm(grads, 2.0)]).tolist()
+    norms = gathered(torch._foreach_norm(grads, 2.0)).tolist()
     # aminmax takes a twentieth of the time of torch's norm of infinite order.
-    ends = torch.stack([torch.stack(torch.aminmax(grad)).double() for grad in grads])
-    return [_Norms(*pair) for pair in zip(norms, ends.abs().amax(1).tolist(), strict=True)]
+    ends = gathered(end for grad in grads for end in torch.aminmax(grad)).view(-1, 2).abs().amax(1)
+    return [_Norms(*pair) for pair in zip(norms, ends.tolist(), strict=True)]
+
+
+def gathered(parts: Iterable[Tensor]) -> Tensor:
+    """Equally shaped tensors stacked on the CPU in float64: one transfer for each device, not one for each of them."""
+    parts = list(parts)
+    devices = {part.device for part in parts}
+    if len(devices) <= 1:
+        return torch.stack(parts).double().cpu() if parts else torch.empty(0, dtype=torch.float64)
+    stacked = torch.empty(len(parts), *parts[0].shape, dtype=torch.float64)
+    for device in devices:
+        there = [i for i, part in enumerate(parts) if part.device == device]
+        stacked[there] = torch.stack([parts[i] for i in there]).double().cpu()
+    return stacked
