@@ -266,16 +266,20 @@ class InRunShapley:
             return
         expected = gathered(_dot(grad, d) for p, grad in checked.items() for d in directions[p]).view(len(checked), -1)
         sizes = gathered(torch._foreach_norm([d for p in checked for d in directions[p]])).view(len(checked), -1)
-        for parameter, scaled_dots, size in zip(checked, expected, sizes, strict=True):
-            expected_dots = scaled_dots / scales.get(parameter, 1.0)
-            total = sum((d[parameter].sum(0) for d in dots if parameter in d), torch.zeros_like(expected_dots))
-            tolerance = 1e-2 if parameter in self._taps.rounded else 1e-4
-            if bool(((total - expected_dots).abs() > tolerance * record.norm(parameter) * size).any()):
-                raise RuntimeError(
-                    f"{self._names[parameter]}: the samples' dots sum to {total.tolist()}, but the gradient's dot is "
-                    f"{expected_dots.tolist()}: some use of this parameter was not tapped (used outside its layer's "
-                    "forward, a backward outside shapley.step(), or a gradient left over from before the step)"
-                )
+        expected /= expected.new_tensor([[scales.get(p, 1.0)] for p in checked])
+        total = torch.zeros_like(expected)
+        for taken in dots:
+            if rows := [row for row, p in enumerate(checked) if p in taken]:
+                total[rows] += torch.stack([taken[p] for p in checked if p in taken]).sum(1)
+        norms = expected.new_tensor([record.norm(p) * (1e-2 if p in self._taps.rounded else 1e-4) for p in checked])
+        wrong = ((total - expected).abs() > norms[:, None] * sizes).any(1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise RuntimeError(
+                f"{self._names[list(checked)[row]]}: the samples' dots sum to {total[row].tolist()}, but the dot of the"
+                f" gradient is {expected[row].tolist()}: some use of this parameter was not tapped (used outside its "
+                "layer's forward, a backward outside shapley.step(), or a gradient left over from before the step)"
+            )
 
     def _before_optimizer(self) -> None:
         """The optimizer is about to step: the scale of every gradient is known now, and so are the values."""
