@@ -1,7 +1,8 @@
 """grad_stats in Triton: the weight-gradient GEMM, each sample's tile in registers when its norm and dots are taken.
 
 A program owns one tile of the (p, d) gradient and loops over samples, and over tokens inside: a grid as large as the
-batch would leave most multiprocessors idle. What bounds it: tensor cores and L2, as any GEMM. See docs/gpu/grad_stats.md.
+batch would leave most multiprocessors idle. What bounds it: tensor cores and L2, as any GEMM. See
+docs/gpu/grad_stats.md.
 """
 
 from __future__ import annotations

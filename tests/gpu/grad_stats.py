@@ -49,7 +49,7 @@ CUDA = Cuda(
     # sums on top of sums with one block per tile; large tiles, cut by both edges, with whole and with odd strides.
     cases=[
         Case(33, 40, 20, 24, 1), Case(1, 5, 33, 20, 1, accumulate=True), Case(2, 40, 136, 130, 2),
-        Case(2, 33, 1104, 1000, 1), Case(2, 17, 1101, 1001, 2, accumulate=True),
+        Case(1, 33, 1104, 1000, 1), Case(2, 17, 1101, 1001, 2, accumulate=True),
     ],
     work=padded_work,
     work_limit=9e7,
@@ -85,22 +85,22 @@ CUDA = Cuda(
         Case(3, 17, 65, 63, 2), Case(1, 1, 1, 1, 1), Case(33, 40, 20, 24, 1), Case(1, 5, 33, 20, 1, accumulate=True),
         Case(3, 7, 40, 24, 2, "sliced"), Case(2, 40, 136, 130, 2),
     ],
-    # KiB of the pipeline, and of one direction staged beside it: two blocks share a multiprocessor, or one for large.
+    # The pipeline, and one direction staged beside it where that fits.
     kernels=[
-        Kernel(r"grad_stats_tile<float, float, .*<64, 64,", 1, 128, (36 << 10, 54 << 10),
-               ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128")),
-        Kernel(r"grad_stats_tile<gg::bf16, float, .*<64, 64,", 1, 128, (36 << 10, 54 << 10),
-               ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4")),
-        Kernel(r"grad_stats_tile<gg::bf16, gg::bf16, .*<64, 64,", 1, 128, (36 << 10, 45 << 10),
-               ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4")),
-        Kernel(r"grad_stats_tile<gg::f16, float, .*<64, 64,", 1, 128, (36 << 10, 54 << 10),
-               ("HMMA.16816.F32", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4")),
-        Kernel(r"grad_stats_tile<gg::f16, gg::f16, .*<64, 64,", 1, 128, (36 << 10, 45 << 10),
-               ("HMMA.16816.F32", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4")),
-        Kernel(r"grad_stats_tile<gg::bf16, .*<128, 128,", 2, 256, (68 << 10, 136 << 10),
-               ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4")),
-        Kernel(r"grad_stats_tile<gg::f16, .*<128, 128,", 2, 256, (68 << 10, 136 << 10),
-               ("HMMA.16816.F32", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4")),
+        *(
+            Kernel(
+                rf"grad_stats_tile<{inputs}, {directions}, .*<{side}, {side},", 1, threads,
+                (pipeline << 10, pipeline + direction << 10), (product, "LDGSTS.E.BYPASS.128", *transposes),
+            )
+            for inputs, product, transposes in (
+                ("float", "HMMA.1688.F32.TF32", ()),
+                ("gg::bf16", "HMMA.16816.F32.BF16", ("LDSM.16.MT88.4",)),
+                ("gg::f16", "HMMA.16816.F32", ("LDSM.16.MT88.4",)),
+            )
+            for side, threads, pipeline, wide in ((64, 128, 36, 18), (128, 256, 68, 68))
+            for directions, direction in {"float": wide, inputs: wide if inputs == "float" else wide // 2}.items()
+            if inputs != "float" or side == 64
+        ),
         Kernel(r"grad_stats_sum_tiles\(", 1, 256),
         Kernel(r"grad_stats_sum_splits\(", 1, 256),
     ],
