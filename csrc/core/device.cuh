@@ -108,4 +108,18 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   return cudaLaunchKernelEx(&config, kernel, Parameters(args)...);
 }
 
+// Four 8x8 matrices of 16-bit elements, as they lie: lane l gives the address of row l % 8 of matrix l / 8, and gets in
+// register m the 32-bit word l % 4 of row l / 4 of matrix m.
+__device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+__device__ __forceinline__ uint32_t bits_of_float(float x) { return __float_as_uint(x); }
+
+// The lanes whose x equals the caller's, as bits.
+__device__ __forceinline__ uint32_t match_over_warp(uint32_t x) { return __match_any_sync(0xffffffffu, x); }
+
 } // namespace gg
