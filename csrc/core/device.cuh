@@ -108,6 +108,12 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   return cudaLaunchKernelEx(&config, kernel, Parameters(args)...);
 }
 
+// Arithmetic in float64 that must have the same bits everywhere: a product that is rounded before anything is added to
+// it, whatever the compiler would fuse, and bits as they are.
+__device__ __forceinline__ double product(double x, double y) { return __dmul_rn(x, y); }
+__device__ __forceinline__ double double_of_bits(uint64_t bits) { return __longlong_as_double(int64_t(bits)); }
+__device__ __forceinline__ uint64_t bits_of_double(double x) { return uint64_t(__double_as_longlong(x)); }
+
 // Four 8x8 matrices of 16-bit elements, as they lie: lane l gives the address of row l % 8 of matrix l / 8, and gets in
 // register m the 32-bit word l % 4 of row l / 4 of matrix m.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void *row) {
