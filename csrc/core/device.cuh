@@ -3,7 +3,8 @@
 //   here:       widen, narrow, load_pair, Vector, load_vector, load_vector_once, store_vector, copy_async*,
 //               load_matrix_x4_trans, multiply_*, round_to_tf32, float_of_bits, bits_of_float, opaque,
 //               shuffle_down, shuffle_xor, broadcast, vote, sum_over_warp, max_over_warp, merge_over_warp,
-//               atomic_add, atomic_max, atomic_min, atomic_swap_if, dynamic_shared, launch
+//               atomic_add, atomic_max, atomic_min, atomic_swap_if, dynamic_shared, launch, product,
+//               double_of_bits, bits_of_double, load_matrix_x4, match_over_warp
 //   plain CUDA: __global__, __device__, __host__, __forceinline__, __launch_bounds__, __restrict__, __syncthreads,
 //               __syncwarp, __threadfence, threadIdx, blockIdx, blockDim, gridDim (all one-dimensional), float2,
 //               __popc, __popcll, __ffs, __ffsll, __clz, __clzll, __umulhi, __umul64hi, rsqrtf, <cmath>'s functions;
@@ -238,8 +239,6 @@ __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void *row
                : "r"(shared_address(row))
                : "memory");
 }
-
-__device__ __forceinline__ uint32_t bits_of_float(float x) { return __float_as_uint(x); }
 
 // The lanes whose x equals the caller's, as bits.
 __device__ __forceinline__ uint32_t match_over_warp(uint32_t x) { return __match_any_sync(0xffffffffu, x); }

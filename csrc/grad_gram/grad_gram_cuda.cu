@@ -59,6 +59,13 @@ __device__ __forceinline__ bool find_pair(const GradGram &s, const Plan &plan, i
   return pair.row > long_row; // the middle row has no partner
 }
 
+__device__ __forceinline__ void write(const GradGram &s, int64_t i, int64_t j, double sum) {
+  float *out = static_cast<float *>(s.out);
+  out[s.diagonal ? i : i * s.out_row + j] = float(sum);
+  if (s.symmetric && !s.diagonal)
+    out[j * s.out_row + i] = float(sum);
+}
+
 // The tile's sum for one pair of samples: to where the other tiles' sums for it are, or out.
 __device__ __forceinline__ void put(const GradGram &s, const Launch &at, const TilePair &pair, int64_t i, int64_t j,
                                     double sum) {
@@ -72,10 +79,7 @@ __device__ __forceinline__ void put(const GradGram &s, const Launch &at, const T
     at.partials[(number * plan.row_pieces + row_piece) * plan.col_pieces + col_piece] = sum;
     return;
   }
-  float *out = static_cast<float *>(s.out);
-  out[s.diagonal ? i : i * s.out_row + j] = float(sum);
-  if (s.symmetric && !s.diagonal)
-    out[j * s.out_row + i] = float(sum);
+  write(s, i, j, sum);
 }
 
 // By halving: as many roundings as the logarithm of the number of elements.
@@ -240,10 +244,7 @@ __global__ void __launch_bounds__(sum_threads) grad_gram_sum_pieces(GradGram s, 
   sum = sum_over_warp(sum);
   if (lane != 0)
     return;
-  float *out = static_cast<float *>(s.out);
-  out[s.diagonal ? i : i * s.out_row + j] = float(sum);
-  if (s.symmetric && !s.diagonal)
-    out[j * s.out_row + i] = float(sum);
+  write(s, i, j, sum);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
