@@ -1,7 +1,7 @@
 // grad_gram on tensor cores: a block owns a tile of tokens by tokens, whose two scores are products over d and over p.
 // Both tiles stay in registers, are multiplied element by element and summed by samples: of T x T2 nothing is stored
-// but a number per tile and pair. Tokens of all samples are numbered through, so that short samples share tiles. See
-// docs/gpu/grad_gram.md.
+// but a number per tile and pair. Tokens of all samples are numbered through, so that short samples share tiles. Norms
+// of few tokens have a kernel of their own. See docs/gpu/grad_gram.md.
 #include "core/inner.cuh"
 #include "grad_gram/grad_gram.h"
 
@@ -247,6 +247,87 @@ __global__ void __launch_bounds__(sum_threads) grad_gram_sum_pieces(GradGram s, 
   write(s, i, j, sum);
 }
 
+// Norms of few tokens are bound by memory: a block per sample reads each token once and multiplies it with itself and
+// the others on the way.
+constexpr int few_tokens = 4, norm_threads = 128, norm_warps = norm_threads / 32;
+template <int tokens> constexpr int pairs_of_tokens = tokens * (tokens + 1) / 2;
+
+// One thread's part of the scores of all pairs of tokens; 16 bytes of each at a time where `wide`.
+template <int most_tokens, class In>
+__device__ __forceinline__ void add_short_scores(const In *x, int64_t token_stride, int tokens, int n, bool wide,
+                                                 float (&scores)[pairs_of_tokens<most_tokens>]) {
+  constexpr int size = Vector<In>::size;
+  const auto multiply = [&](const float (&token)[most_tokens]) {
+    int pair = 0;
+#pragma unroll
+    for (int t = 0; t < most_tokens; ++t)
+#pragma unroll
+      for (int u = t; u < most_tokens; ++u)
+        scores[pair++] += token[t] * token[u];
+  };
+  const int whole = wide ? n / size * size : 0;
+  for (int f = int(threadIdx.x) * size; f < whole; f += norm_threads * size) {
+    Vector<In> vectors[most_tokens];
+#pragma unroll
+    for (int t = 0; t < most_tokens; ++t)
+      if (t < tokens)
+        vectors[t] = load_vector(x + t * token_stride + f);
+#pragma unroll
+    for (int e = 0; e < size; ++e) {
+      float token[most_tokens];
+#pragma unroll
+      for (int t = 0; t < most_tokens; ++t)
+        token[t] = t < tokens ? widen(vectors[t].at[e]) : 0;
+      multiply(token);
+    }
+  }
+  for (int f = whole + int(threadIdx.x); f < n; f += norm_threads) {
+    float token[most_tokens];
+#pragma unroll
+    for (int t = 0; t < most_tokens; ++t)
+      token[t] = t < tokens ? widen(x[t * token_stride + f]) : 0;
+    multiply(token);
+  }
+}
+
+template <class In, int most_tokens>
+__global__ void __launch_bounds__(norm_threads) grad_gram_short_norms(GradGram s, SideCopy copy) {
+  constexpr int pairs = pairs_of_tokens<most_tokens>;
+  const GradGram::Side &side = s.left;
+  const int64_t sample = blockIdx.x;
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  float *warp_scores = reinterpret_cast<float *>(dynamic_shared()); // [a or b][pair][warp]
+  float scores[2][pairs] = {};
+  add_short_scores<most_tokens>(static_cast<const In *>(side.a) + sample * side.a_sample, side.a_token,
+                                int(side.tokens), int(s.d), copy.a == 16, scores[0]);
+  add_short_scores<most_tokens>(static_cast<const In *>(side.b) + sample * side.b_sample, side.b_token,
+                                int(side.tokens), int(s.p), copy.b == 16, scores[1]);
+#pragma unroll
+  for (int q = 0; q < 2 * pairs; ++q) {
+    const float sum = sum_over_warp(scores[q / pairs][q % pairs]);
+    if (lane == 0)
+      warp_scores[q * norm_warps + warp] = sum;
+  }
+  __syncthreads(); // everyone's scores are there
+  if (warp > 0)
+    return;
+  double product = 0;
+  if (lane < pairs) {
+    double a = 0, b = 0;
+    for (int w = 0; w < norm_warps; ++w) {
+      a += warp_scores[lane * norm_warps + w];
+      b += warp_scores[(pairs + lane) * norm_warps + w];
+    }
+    bool with_itself = false;
+    for (int t = 0, pair = 0; t < most_tokens; pair += most_tokens - t++)
+      with_itself = with_itself || lane == pair;
+    product = a * b * (with_itself ? 1 : 2);
+  }
+  product = sum_over_warp(product);
+  if (lane == 0)
+    write(s, sample, sample, product);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 
 // Plans are compared on a card of 132 multiprocessors, in large tiles' times. A small tile takes half of one, being a
@@ -298,6 +379,16 @@ SideCopy copy_of(const GradGram::Side &side, int64_t element) {
           copy_bytes(side.b, side.b_sample, side.b_token, element)};
 }
 
+bool are_short_norms(const GradGram &s) { return s.diagonal && s.left.tokens <= few_tokens; }
+
+template <class In> cudaError_t run_short_norms(const GradGram &s, const SideCopy &copy, void *stream) {
+  constexpr int64_t pair = 2 * norm_warps * int64_t(sizeof(float));
+  if (s.left.tokens == 1)
+    return launch(grad_gram_short_norms<In, 1>, s.left.samples, norm_threads, pair, stream, s, copy);
+  return launch(grad_gram_short_norms<In, few_tokens>, s.left.samples, norm_threads, pairs_of_tokens<few_tokens> * pair,
+                stream, s, copy);
+}
+
 template <class In, class Tile> cudaError_t run(const GradGram &s, const Launch &at, void *stream) {
   using S = InnerStage<In, In, Tile>;
   constexpr int64_t offsets = 4 * Tile::rows * int64_t(sizeof(int64_t));
@@ -316,7 +407,7 @@ template <class Half> cudaError_t run_half(const GradGram &s, const Launch &at, 
 } // namespace
 
 int64_t grad_gram_cuda_workspace(const GradGram &s) {
-  if (!pairs_of(s) || is_empty(s))
+  if (!pairs_of(s) || is_empty(s) || are_short_norms(s))
     return 0;
   const Plan plan = plan_of(s);
   const int64_t each = plan.row_pieces * plan.col_pieces;
@@ -339,6 +430,10 @@ int grad_gram_cuda(const GradGram &s, void *workspace, void *stream) {
   if (most(most(longest, at.plan.blocks), most(s.d, s.p)) + LargeTile::rows > INT32_MAX)
     return cudaErrorInvalidConfiguration;
   at.left = copy_of(s.left, size_of(s.dtype)), at.right = copy_of(s.right, size_of(s.dtype));
+  if (are_short_norms(s))
+    return s.dtype == DType::f32    ? run_short_norms<float>(s, at.left, stream)
+           : s.dtype == DType::bf16 ? run_short_norms<bf16>(s, at.left, stream)
+                                    : run_short_norms<f16>(s, at.left, stream);
   at.partials = grad_gram_cuda_workspace(s) ? static_cast<double *>(workspace) : nullptr;
   if (s.dtype == DType::f32)
     return run<float, SmallTile>(s, at, stream);

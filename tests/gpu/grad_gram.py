@@ -42,7 +42,7 @@ CUDA = Cuda(
     # more tiles than a warp has lanes; large tiles, which take more tokens, of one sample and of several.
     cases=[
         Case(2, 64, 33, 40, (3, 64)), Case(3, 128, 9, 8), Case(2, 100, 17, 33), Case(1, 2113, 3, 4, (1, 1)),
-        Case(1, 1056, 8, 8, diagonal=True), Case(12, 95, 4, 3, diagonal=True),
+        Case(1, 1056, 8, 8, diagonal=True), Case(12, 95, 4, 3, diagonal=True), Case(5, 1, 520, 1032, diagonal=True),
     ],
     work=padded_work,
     work_limit=9e7,
@@ -67,13 +67,15 @@ CUDA = Cuda(
         "not mirrored": Mutant("out[j * s.out_row + i] = float(sum);", ";"),
         "a sample's tiles overwrite each other": Mutant("+ row_piece) * plan.col_pieces", ") * plan.col_pieces"),
         "a tile below the diagonal is summed": Mutant("if (!s.symmetric || row + k <= col + l)", ""),
+        "pairs of tokens counted once": Mutant("(with_itself ? 1 : 2)", "1"),
+        "the last features of a token forgotten": Mutant("for (int f = whole + int(threadIdx.x); f < n;", "for (int f = n; f < n;"),
         "a launch on the default stream": Mutant(
             "S::bytes + offsets, stream, s, at);", "S::bytes + offsets, nullptr, s, at);"
         ),
     },
     showing=[
         Case(3, 37, 11, 6), Case(2, 64, 33, 40, (3, 64)), Case(2, 131, 9, 8, diagonal=True),
-        Case(3, 7, 40, 24, (4, 5), layout="sliced"),
+        Case(3, 7, 40, 24, (4, 5), layout="sliced"), Case(2, 3, 1033, 26, diagonal=True),
     ],
     # The pipeline, and the offsets of a tile's rows.
     kernels=[
@@ -88,6 +90,8 @@ CUDA = Cuda(
         Kernel(r"grad_gram_tile<gg::f16, .*<128, 128,", 1, 256, (84 << 10,),
                ("HMMA.16816.F32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4")),
         Kernel(r"grad_gram_sum_pieces\(", 1, 256),
+        Kernel(r"grad_gram_short_norms<.*, 1>", 3, 128, (32,), ("LDG.E.128",)),
+        Kernel(r"grad_gram_short_norms<.*, 4>", 3, 128, (320,), ("LDG.E.128",)),
     ],
 )  # fmt: skip
 
