@@ -49,9 +49,6 @@ CUDA = Cuda(
     checks={"rows of out may lie apart": _rows_of_out_may_lie_apart, "exactly symmetric": _exactly_symmetric},
     mutants={
         "no barrier before a stage is read": Mutant("__syncthreads(); // everyone's copies", "// everyone's copies"),
-        "no barrier before the pipeline's memory is used": Mutant(
-            "__syncthreads(); // the pipeline", "// the pipeline"
-        ),
         "no wait for copies": Mutant("copy_async_wait<stages - 2>();", ""),
         "no mask on the last rows": Mutant("row < rows_left ?", "row <= rows_left ?", "core/inner.cuh"),
         "no mask on the last features": Mutant(
@@ -68,7 +65,7 @@ CUDA = Cuda(
         "a sample's tiles overwrite each other": Mutant("+ row_piece) * plan.col_pieces", ") * plan.col_pieces"),
         "a tile below the diagonal is summed": Mutant("if (!s.symmetric || row + k <= col + l)", ""),
         "pairs of tokens counted once": Mutant("(with_itself ? 1 : 2)", "1"),
-        "the last features of a token forgotten": Mutant("for (int f = whole + int(threadIdx.x); f < n;", "for (int f = n; f < n;"),
+        "the last features of a token forgotten": Mutant("for (int f = whole + int(threadIdx.x);", "for (int f = n;"),
         "a launch on the default stream": Mutant(
             "S::bytes + offsets, stream, s, at);", "S::bytes + offsets, nullptr, s, at);"
         ),
