@@ -230,21 +230,22 @@ def precision_of(backend: str, arch: int | str) -> str:
     return "tf32x3" if backend == "cuda" and arch in (80, 90, 100, 103) else "ieee"
 
 
-def project_shape(backend: str, arch: int | str, wide: bool, k: int, aligned: bool) -> LaunchShape:
-    """Tokens by rows of a matrix, no more of these than there are; `wide` products are float32 ones."""
+def project_shape(backend: str, arch: int | str, sizes: tuple[int, int], k: int, aligned: bool) -> LaunchShape:
+    """Tokens by rows of a matrix, no more of these than there are; `sizes` are bytes of the elements of both."""
     cols = min(64, max(16, triton.next_power_of_2(k)))
     if backend == "interpreter":
         return LaunchShape(32, min(cols, 32), 32, 1, 1, "ieee")
-    if wide:
-        in_shared = aligned and (backend == "hip" or int(arch) // 10 in (9, 10))  # operands: they take no registers
-        return LaunchShape(64, cols, 32 if in_shared else 16, 4, 3, precision_of(backend, arch))
-    return LaunchShape(64, cols, 64 if aligned else 32, 4, 3, "ieee")
+    if 4 not in sizes:
+        return LaunchShape(64, cols, 64 if aligned else 32, 4, 3, "ieee")
+    # Where both operands are float32 and come through registers, 32 features of them spill.
+    fit = 2 in sizes or backend == "hip" or int(arch) // 10 in (9, 10)
+    return LaunchShape(64, cols, 32 if aligned and fit else 16, 4, 3, precision_of(backend, arch))
 
 
-def outer_shape(backend: str, arch: int | str, k_out: int, k_in: int) -> LaunchShape:
-    """Small tiles, because a sample's tokens are never split over programs."""
+def outer_shape(k_out: int, k_in: int) -> LaunchShape:
+    """Small tiles, because a sample's tokens are never split over programs; so few products can be exact ones."""
     rows, cols = (min(32, max(16, triton.next_power_of_2(k))) for k in (k_out, k_in))
-    return LaunchShape(rows, cols, 32, 4, 3, precision_of(backend, arch))
+    return LaunchShape(rows, cols, 32, 4, 3, "ieee")
 
 
 def sketch_shape(backend: str, arch: int | str, itemsize: int, aligned: bool) -> LaunchShape:
@@ -291,8 +292,8 @@ def _projected(x: torch.Tensor, matrix: torch.Tensor, span: int) -> torch.Tensor
     backend, arch = _machine()
     (samples, tokens, features), k = x.shape, matrix.shape[0]
     rows, spans = samples * tokens, triton.cdiv(features, span)
-    wide = torch.float32 in (x.dtype, matrix.dtype)
-    shape = project_shape(backend, arch, wide, k, _aligned(x, matrix))
+    sizes = x.element_size(), matrix.element_size()
+    shape = project_shape(backend, arch, sizes, k, _aligned(x, matrix))
     k_tiles, row_tiles = triton.cdiv(k, shape.cols), triton.cdiv(rows, shape.rows)
     projected = x.new_empty((spans, rows, triton.cdiv(k, 16) * 16), dtype=torch.float32)
     project_tokens[(k_tiles * row_tiles * spans,)](
@@ -315,7 +316,7 @@ def _kronecker(
     span = triton.cdiv(max(256, triton.cdiv(work, WANTED_PROGRAMS)), 64) * 64
     left = _projected(b, _matrix(b, P_out, k_out, 0, kind, seed, layer), span)
     right = _projected(a, _matrix(a, P_in, k_in, 1, kind, seed, layer), span)
-    shape = outer_shape(*_machine(), k_out, k_in)
+    shape = outer_shape(k_out, k_in)
     made = (k_out if P_out is None else 1) * (k_in if P_in is None else 1)
     tiles = triton.cdiv(k_out, shape.rows), triton.cdiv(k_in, shape.cols)
     outer_products[(samples * tiles[0] * tiles[1],)](

@@ -140,7 +140,7 @@ def builds(backend: str, arch: int | str) -> list[Build]:
         ("fp32", "fp32", True), ("bf16", "bf16", True), ("bf16", "fp32", True), ("bf16", "bf16", False),
     ):  # fmt: skip
         wide = "fp32" in (x, matrix)
-        shape = kernels.project_shape(backend, arch, wide, 64, aligned)
+        shape = kernels.project_shape(backend, arch, (_SIZES[x], _SIZES[matrix]), 64, aligned)
         constants = {
             "ROWS": shape.rows, "COLS": shape.cols, "FEATURES": shape.inner, "WIDEN": x != matrix,
             "PRECISION": shape.precision,
@@ -154,15 +154,15 @@ def builds(backend: str, arch: int | str) -> list[Build]:
                 matrix=not (exact and wide), note=f"{shape.rows} x {shape.cols} x {shape.inner}",
             )
         )  # fmt: skip
-    shape = kernels.outer_shape(backend, arch, 64, 64)
+    shape = kernels.outer_shape(64, 64)
     constants = {"ROWS": shape.rows, "COLS": shape.cols, "TOKENS": shape.inner, "PRECISION": shape.precision}
     pointers = dict.fromkeys(("left", "right", "out"), "*fp32") | {"scale": "fp32"}
     found.append(
         Build(
             "samples' products", "outer_products", pointers, constants, shape.warps, shape.stages,
             ("left_row", "right_row"), note=f"{shape.rows} x {shape.cols} x {shape.inner}",
-            # Small tiles: Hopper and data-centre Blackwell take the instruction of Ampere.
-            matrix=backend == "hip" or arch == 80,
+            # Exact float32 products, for which AMD has matrix instructions.
+            matrix=backend == "hip",
         )
     )  # fmt: skip
     for dtype, itemsize in _SIZES.items():
