@@ -3,7 +3,8 @@
 //   here:       widen, narrow, load_pair, Vector, load_vector, load_vector_once, store_vector, copy_async*,
 //               load_matrix_x4_trans, multiply_*, round_to_tf32, float_of_bits, bits_of_float, opaque,
 //               shuffle_down, shuffle_xor, broadcast, vote, sum_over_warp, max_over_warp, merge_over_warp,
-//               atomic_add, atomic_max, atomic_min, atomic_swap_if, dynamic_shared, launch
+//               atomic_add, atomic_max, atomic_min, atomic_swap_if, dynamic_shared, launch, product,
+//               double_of_bits, bits_of_double, load_matrix_x4, match_over_warp
 //   plain CUDA: __global__, __device__, __host__, __forceinline__, __launch_bounds__, __restrict__, __syncthreads,
 //               __syncwarp, __threadfence, threadIdx, blockIdx, blockDim, gridDim (all one-dimensional), float2,
 //               __popc, __popcll, __ffs, __ffsll, __clz, __clzll, __umulhi, __umul64hi, rsqrtf, <cmath>'s functions;
@@ -223,5 +224,23 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   config.stream = static_cast<cudaStream_t>(stream);
   return cudaLaunchKernelEx(&config, kernel, Parameters(args)...);
 }
+
+// Arithmetic in float64 that must have the same bits everywhere: a product that is rounded before anything is added to
+// it, whatever the compiler would fuse, and bits as they are.
+__device__ __forceinline__ double product(double x, double y) { return __dmul_rn(x, y); }
+__device__ __forceinline__ double double_of_bits(uint64_t bits) { return __longlong_as_double(int64_t(bits)); }
+__device__ __forceinline__ uint64_t bits_of_double(double x) { return uint64_t(__double_as_longlong(x)); }
+
+// Four 8x8 matrices of 16-bit elements, as they lie: lane l gives the address of row l % 8 of matrix l / 8, and gets in
+// register m the 32-bit word l % 4 of row l / 4 of matrix m.
+__device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The lanes whose x equals the caller's, as bits.
+__device__ __forceinline__ uint32_t match_over_warp(uint32_t x) { return __match_any_sync(0xffffffffu, x); }
 
 } // namespace gg

@@ -3,6 +3,9 @@
 #include "grad_gram/grad_gram.h"
 
 #include <optional>
+#if defined(GG_CUDA_grad_gram)
+#include "core/cuda_workspace.h"
+#endif
 
 GG_PER_ISA(grad_gram, GradGram)
 
@@ -51,17 +54,36 @@ struct Call {
         expect(v->dtype == a.dtype && v->device.type == out.device.type && v->device.index == out.device.index,
                "grad_gram", "inputs of one dtype, and all arrays on one device", *v);
   }
+
+  void refuse_float64() const {
+    if (args.dtype == DType::f64)
+      throw py::value_error("cuda: float64 is not supported; use backend='cpu'");
+  }
 };
 
 } // namespace
 
-void bind_grad_gram(py::module_ &cpu, py::module_ &) {
+void bind_grad_gram(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
   cpu.def("grad_gram", [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out) {
     Call call(a, b, a2, b2, out);
     expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
     py::gil_scoped_release free;
     grad_gram_cpu(call.args);
   });
+#if defined(GG_CUDA_grad_gram)
+  cuda.def("grad_gram",
+           [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out, py::handle workspace) {
+             Call call(a, b, a2, b2, out);
+             call.refuse_float64();
+             run_on_device("grad_gram", a, call.a, workspace, grad_gram_cuda_workspace(call.args),
+                           [&](void *scratch, void *stream) { return grad_gram_cuda(call.args, scratch, stream); });
+           });
+  cuda.def("grad_gram_workspace", [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out) {
+    Call call(a, b, a2, b2, out);
+    call.refuse_float64();
+    return grad_gram_cuda_workspace(call.args);
+  });
+#endif
 }
 
 } // namespace gg

@@ -40,7 +40,7 @@ def grad_project(
         distribution: Of a random matrix's entries: "rademacher" (signs, the smaller variance) or "gaussian".
         seed: 0 <= seed < 2^63.
         layer: Which layer of a model this is, 0 <= layer < 2^32: layers have independent matrices.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         (B, k_out, k_in) of the caller's type, float32 (float64 for float64 inputs).
@@ -93,7 +93,7 @@ def grad_sketch(
         nonzeros: Buckets of every entry, 1 <= nonzeros <= size. More of them keep sparse gradients apart, at a price.
         seed: 0 <= seed < 2^63.
         layer: Which layer of a model this is, 0 <= layer < 2^32: layers hash independently.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         (B, size) of the caller's type, float32 (float64 for float64 inputs).

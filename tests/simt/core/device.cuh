@@ -321,4 +321,49 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   return ok ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
+inline double product(double x, double y) { return x * y; } // built without contraction
+inline double double_of_bits(uint64_t bits) {
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+}
+inline uint64_t bits_of_double(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, 8);
+  return bits;
+}
+
+inline void load_matrix_x4(uint32_t (&r)[4], const void *row) {
+  simt::require_shared(row, 16, 16);
+  std::memcpy(simt::current_slot().bytes, &row, sizeof row);
+  simt::warp_instruction("ldmatrix.x4", [](simt::Warp &warp) {
+    uint32_t matrix[4][8][4];
+    for (int lane = 0; lane < 32; ++lane) {
+      const void *from;
+      std::memcpy(&from, warp.slot[lane].bytes, sizeof from);
+      std::memcpy(matrix[lane / 8][lane % 8], from, 16);
+    }
+    for (int lane = 0; lane < 32; ++lane)
+      for (int m = 0; m < 4; ++m)
+        std::memcpy(warp.slot[lane].bytes + 4 * m, &matrix[m][lane / 4][lane % 4], 4);
+  });
+  std::memcpy(r, simt::current_slot().bytes, 16);
+}
+
+inline uint32_t match_over_warp(uint32_t x) {
+  std::memcpy(simt::current_slot().bytes, &x, sizeof x);
+  simt::warp_instruction("match", [](simt::Warp &warp) {
+    uint32_t given[32], same[32] = {};
+    for (int lane = 0; lane < 32; ++lane)
+      std::memcpy(&given[lane], warp.slot[lane].bytes, 4);
+    for (int lane = 0; lane < 32; ++lane)
+      for (int other = 0; other < 32; ++other)
+        same[lane] |= uint32_t(given[lane] == given[other]) << other;
+    for (int lane = 0; lane < 32; ++lane)
+      std::memcpy(warp.slot[lane].bytes, &same[lane], 4);
+  });
+  std::memcpy(&x, simt::current_slot().bytes, sizeof x);
+  return x;
+}
+
 } // namespace gg
