@@ -19,26 +19,23 @@ ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _two(first, second, other_first, other_second):
-    """The two largest of four; NaN is passed over."""
-    return tl.maximum(first, other_first), tl.maximum(
-        tl.maximum(second, other_second), tl.minimum(first, other_first)
-    )  # fmt: skip
-
-
-@triton.jit
 def _absorb(first, reference, sums, squares, spreads, own_sum, own_squares, own_spread, z):
     """Adds a tile (rows, columns) to its rows: the largest logit, a reference, and sums over all but the largest.
 
     With w = e^(reference - z), sums hold w, squares w^2, spreads (reference - z) w by place in the tile, and what is of
-    the row alone is in own_*, in float64. The reference moves where the second largest lies more than SLACK above it.
+    the row alone is in own_*, in float64. Most tiles hold no new first, and nothing far above the reference; else the
+    reference moves where the second largest lies more than SLACK above it.
     """
-    tile_first, tile_second = tl.reduce((z, tl.full(z.shape, -INFINITY, tl.float32)), 1, _two)
-    new, before = tile_first > first, first
-    second = tl.maximum(tl.maximum(tile_second, tl.minimum(tile_first, first)), reference)
-    first = tl.maximum(first, tile_first)
-    moved = second > reference + SLACK
-    if tl.max(moved.to(tl.int32)) != 0:
+    tile_first = tl.max(z, 1)
+    low = tl.full(first.shape, -SLACK, tl.float32)  # nothing counts as lying further above the reference
+    if tl.max(((tile_first > tl.minimum(first, reference + SLACK)) | (reference == -INFINITY)).to(tl.int32)) != 0:
+        is_first = z == tile_first[:, None]
+        tile_second = tl.max(tl.where(is_first, -INFINITY, z), 1)
+        tile_second = tl.where(tl.sum(is_first.to(tl.int32), 1) > 1, tile_first, tile_second)
+        new, before = tile_first > first, first
+        second = tl.maximum(tl.maximum(tile_second, tl.minimum(tile_first, first)), reference)
+        first = tl.maximum(first, tile_first)
+        moved = second > reference + SLACK
         below = tl.where(moved & (reference > -INFINITY), second - reference, 0.0)
         k = tl.exp(-below)
         spreads = k[:, None] * (spreads + below[:, None] * sums)
@@ -48,8 +45,17 @@ def _absorb(first, reference, sums, squares, spreads, own_sum, own_squares, own_
         own_squares *= k.to(tl.float64) * k
         own_sum *= k
         reference = tl.where(moved, second, reference)
+        some = reference > -INFINITY
+        low = tl.where(some, reference - second, 0.0)
+        # A new first counts as a second below, and the one before it joins the rest.
+        gone, back = new & some, new & some & (before > -INFINITY)
+        distance = tl.where(back, tl.minimum(reference - before, LARGEST), 0.0)
+        minus = tl.where(gone, tl.exp(-low), 0.0).to(tl.float64)
+        plus = tl.where(back, tl.exp(-distance), 0.0).to(tl.float64)
+        own_sum += plus - minus
+        own_squares += plus * plus - minus * minus
+        own_spread += distance * plus - low * minus
     some = reference > -INFINITY
-    low = tl.where(some, reference - second, 0.0)
     y = tl.where(some, reference, 0.0)[:, None] - z
     y = tl.minimum(tl.maximum(y, low[:, None], propagate_nan=ALL), LARGEST, propagate_nan=ALL)
     w = tl.exp(-y)
@@ -57,14 +63,6 @@ def _absorb(first, reference, sums, squares, spreads, own_sum, own_squares, own_
     sums += w
     squares += w * w
     spreads += y * w
-    # A new first counted as a second, and the one before it joins the rest.
-    gone, back = new & some, new & some & (before > -INFINITY)
-    distance = tl.minimum(reference - before, LARGEST)
-    minus = tl.where(gone, tl.exp(-low), 0.0).to(tl.float64)
-    plus = tl.where(back, tl.exp(-distance), 0.0).to(tl.float64)
-    own_sum += plus - minus
-    own_squares += plus * plus - minus * minus
-    own_spread += tl.where(back, distance, 0.0) * plus - low * minus
     return first, reference, sums, squares, spreads, own_sum, own_squares, own_spread
 
 
@@ -131,8 +129,11 @@ def stretch(
 
 @triton.jit
 def _merged(stretches, row, live, cuts, CUTS: tl.constexpr):
-    """Rows from their pieces: first, reference, the three sums, e^(reference - first), the sum of e^(z - first) over all
-    but the first, and log(1 + that). All in float64."""
+    """Rows from their pieces, in float64.
+
+    Returns first, reference, the three sums, e^(reference - first), others = the sum of e^(z - first) over all but the
+    first, and log(1 + others).
+    """
     cut = tl.arange(0, CUTS)
     at = stretches + (row[:, None] * cuts + cut[None, :]) * 5
     mask = live[:, None] & (cut < cuts)[None, :]
@@ -240,18 +241,22 @@ def finish(
         found_el2n = tl.where(z == first, scale * tl.sqrt(squares + total * total), away) / one_more
     defined = (first > -INFINITY) & (first < INFINITY) & (spread == spread)
     nan = float("nan")
+    probability = 1 / one_more
     tl.store(loss + row, tl.where(read, tl.where(defined, found_loss, nan), 0.0).to(tl.float32), mask=live)
     tl.store(el2n + row, tl.where(read, tl.where(defined, found_el2n, nan), 0.0).to(tl.float32), mask=live)
     tl.store(entropy + row, tl.where(read, tl.where(defined, found_entropy, nan), 0.0).to(tl.float32), mask=live)
-    tl.store(max_probability + row, tl.where(read, tl.where(defined, 1 / one_more, nan), 0.0).to(tl.float32), mask=live)
+    tl.store(max_probability + row, tl.where(read, tl.where(defined, probability, nan), 0.0).to(tl.float32), mask=live)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TILE, FINISH, WARPS = 2048, 64, 4  # elements of a tile; rows times pieces of a finishing program; warps of either
+TILE, MOST_ROWS, FINISH, WARPS = 2048, 32, 64, 4  # elements and rows of a tile; rows times pieces of an end; warps
 MOST_TILES = 256  # of a piece: float32 sums by place in the tile grow no longer
-WANTED_PROGRAMS, LEAST_CLASSES = 4 * 8 * 132, 8192  # four waves of a nominal card; pieces that long keep their reference
+WANTED_PROGRAMS, LEAST_CLASSES = (
+    4 * 8 * 132,
+    8192,
+)  # four waves of a nominal card; pieces that long keep their reference
 
 
 class Plan(NamedTuple):
@@ -269,7 +274,7 @@ def plan(rows: int, classes: int) -> Plan:
     cuts = max(1, min(triton.cdiv(WANTED_PROGRAMS, rows), classes // LEAST_CLASSES))
     cuts = max(cuts, triton.cdiv(classes, TILE * MOST_TILES))
     per_cut = triton.cdiv(triton.cdiv(classes, cuts), TILE) * TILE if cuts > 1 else max(classes, 1)
-    return Plan(TILE // cols, cols, cuts, per_cut)
+    return Plan(min(TILE // cols, MOST_ROWS), cols, cuts, per_cut)
 
 
 def run(

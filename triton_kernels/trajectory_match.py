@@ -1,7 +1,7 @@
 """trajectory_match in Triton: a program sums a chunk of one tensor or writes its gradient, one more adds the sums.
 
-A launch takes a batch of tensors, told of by integers: a pointer argument each would be compiled anew for every pattern of
-alignments, and a table in memory would have to be copied to the GPU. What bounds it: reading the tensors once. See
+A launch takes a batch of tensors, told of by integers: a pointer argument each would be compiled anew for every pattern
+of alignments, and a table in memory would have to be copied to the GPU. What bounds it: reading the tensors once. See
 docs/gpu/trajectory_match.md.
 """
 
@@ -27,8 +27,10 @@ def _step(
     START: tl.constexpr, STUDENT: tl.constexpr, GRADIENT: tl.constexpr, TARGET: tl.constexpr, MASK: tl.constexpr,
     ACC: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Adds what BLOCK scalars come to, those from `end` on left out; writes their gradient. Loads of a `WHOLE` block are
-    not masked: a mask would cut them into single elements."""
+    """Adds what BLOCK scalars come to, those from `end` on left out, and writes their gradient.
+
+    Loads of a `WHOLE` block are not masked: a mask would cut them into single elements.
+    """
     at = i + tl.arange(0, BLOCK)
     live = None if WHOLE else at < end
     other = None if WHOLE else 0.0
@@ -100,7 +102,7 @@ def sweep(
     begin = (program - first).to(tl.int64) * chunk
     end = tl.minimum(size - begin, chunk).to(tl.int32)
     drop = tl.minimum(tl.maximum(drop - begin, 0), end).to(tl.int32)
-    weight = tl.cast(bits, tl.float64, bitcast=True)
+    weight = tl.cast(bits.to(tl.int64), tl.float64, bitcast=True)
     student = _from(student, IN, ALIGNED) + begin
     start = _from(start, IN, ALIGNED) + begin
     target = _from(target, IN, ALIGNED) + begin
@@ -186,19 +188,23 @@ def finish(partials, totals, loss, count, START: tl.constexpr, STUDENT: tl.const
 
 TENSORS = 16  # of a launch
 BLOCK, WARPS = 1024, 4
-LEAST_CHUNK, MOST_PROGRAMS = 2048, 32 * 132  # 32 programs for each multiprocessor of a nominal card, if there are so many
+LEAST_CHUNK, MOST_PROGRAMS = (
+    2048,
+    32 * 132,
+)  # 32 programs for each multiprocessor of a nominal card, if there are so many
 NEVER = 2**31 - 1
 TYPES = {
     torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16,
 }  # fmt: skip
 
 
-class Sweep(NamedTuple):
-    """What a sweep does."""
+class Table(NamedTuple):
+    """What a launch is told of its tensors."""
 
-    start: bool
-    student: bool
-    gradient: bool
+    columns: tuple[tuple[int, ...], ...]
+    """The first nine arguments of `sweep`."""
+    programs: int
+    aligned: bool
 
 
 def chunk_of(scalars: int) -> int:
@@ -206,8 +212,28 @@ def chunk_of(scalars: int) -> int:
     return LEAST_CHUNK * max(1, triton.cdiv(scalars, LEAST_CHUNK * MOST_PROGRAMS))
 
 
-def _bits(weight: float) -> int:
-    return int(struct.unpack("<q", struct.pack("<d", weight))[0])
+def tables(lists: list[list[torch.Tensor] | None], weights: list[float] | None, first: int, chunk: int) -> list[Table]:
+    """Tables of TENSORS tensors each, empty ones left out; the last is filled up with tensors that no program takes."""
+    student = lists[0] or []
+    rows: list[tuple[int, ...]] = []
+    made: list[Table] = []
+    scalars = programs = 0
+    for t, x in enumerate(student):
+        size, weight = x.numel(), 1.0 if weights is None else weights[t]
+        if size:
+            # Of a list that is not there, an address that is not read.
+            addresses = [(student if tensors is None else tensors)[t].data_ptr() for tensors in lists]
+            dropped = size if weight == 0 else min(max(first - scalars, 0), size)
+            (bits,) = struct.unpack("<q", struct.pack("<d", weight))
+            rows.append((*addresses, size, dropped, bits, programs))
+            programs += triton.cdiv(size, chunk)
+            scalars += size
+        if len(rows) == TENSORS or (rows and t + 1 == len(student)):
+            aligned = all(address % 16 == 0 for row in rows for address in row[:5])
+            rows += [(*rows[0][:-1], NEVER)] * (TENSORS - len(rows))
+            made.append(Table(tuple(zip(*rows, strict=True)), programs, aligned))
+            rows, programs = [], 0
+    return made
 
 
 def run(
@@ -224,53 +250,33 @@ def run(
 ) -> None:
     """Fills loss, totals and gradient as far as they are wanted; see trajectory_match.h."""
     chunk = chunk_of(sum(x.numel() for x in student))
-    kept = [t for t, x in enumerate(student) if x.numel()]
-    programs = [triton.cdiv(student[t].numel(), chunk) for t in kept]
-    partials = totals.new_empty((max(sum(programs), 1), 4)) if loss is not None else totals
+    batches = tables([student, start, target, mask, gradient], weights, first, chunk)
+    programs = sum(table.programs for table in batches)
+    partials = totals if loss is None else totals.new_empty((max(programs, 1), 4))
+    out = student[0].dtype if gradient is None else gradient[0].dtype
     # Triton's interpreter cuts bfloat16 off where GPUs round.
-    rounds = not isinstance(sweep, triton.JITFunction) and gradient is not None and gradient[0].dtype == torch.bfloat16
-    fronts, scalars = [], 0
-    for t, x in enumerate(student):
-        weightless = weights is not None and weights[t] == 0
-        fronts.append(x.numel() if weightless else min(max(first - scalars, 0), x.numel()))
-        scalars += x.numel()
+    rounds = out == torch.bfloat16 and not isinstance(sweep, triton.JITFunction)
 
-    def launch(what: Sweep) -> None:
+    def launch(at_start: bool, at_student: bool, write: bool) -> None:
         done = 0
-        for i in range(0, len(kept), TENSORS):
-            batch = kept[i : i + TENSORS]
-            starts_of = [sum(programs[i : i + n]) for n in range(len(batch))]
-            padding = TENSORS - len(batch)
-
-            def addresses(tensors: list[torch.Tensor] | None, batch: list[int] = batch) -> tuple[int, ...]:
-                tensors = student if tensors is None else tensors  # an address that is not read
-                found = [tensors[t].data_ptr() for t in batch]
-                return (*found, *(found[:1] * (TENSORS - len(batch))))
-
-            lists = [addresses(x) for x in (student, start, target, mask, gradient)]
-            count = sum(programs[i : i + TENSORS])
-            sweep[count,](
-                *lists,
-                (*(student[t].numel() for t in batch), *[0] * padding),
-                (*(fronts[t] for t in batch), *[0] * padding),
-                (*(_bits(1.0 if weights is None or weights[t] == 0 else weights[t]) for t in batch), *[_bits(1.0)] * padding),
-                (*starts_of, *[NEVER] * padding),
-                partials, done, totals, loss_gradient, chunk,
-                START=what.start, STUDENT=what.student, GRADIENT=what.gradient, TARGET=target is not None,
+        for table in batches:
+            sweep[table.programs,](
+                *table.columns, partials, done, totals, loss_gradient, chunk,
+                START=at_start, STUDENT=at_student, GRADIENT=write, TARGET=target is not None,
                 MASK="none" if mask is None else "bool" if mask[0].dtype == torch.bool else "real",
-                IN=TYPES[student[0].dtype], OUT=TYPES[gradient[0].dtype if gradient else student[0].dtype],
-                ACC=tl.float64 if student[0].dtype == torch.float64 else tl.float32, BLOCK=BLOCK,
-                ALIGNED=all(address % 16 == 0 for found in lists for address in found), ROUND=rounds, num_warps=WARPS,
+                IN=TYPES[student[0].dtype], OUT=TYPES[out],
+                ACC=tl.float64 if student[0].dtype == torch.float64 else tl.float32,
+                BLOCK=BLOCK, ALIGNED=table.aligned, ROUND=rounds, num_warps=WARPS,
             )  # fmt: skip
-            done += count
-
-    def add(what: Sweep) -> None:
-        finish[1,](partials, totals, loss, sum(programs), START=what.start, STUDENT=what.student, BLOCK=BLOCK, num_warps=WARPS)  # fmt: skip
+            done += table.programs
+        if loss is not None:
+            options = {"START": at_start, "STUDENT": at_student, "BLOCK": BLOCK, "num_warps": WARPS}
+            finish[1,](partials, totals, loss, programs, **options)
 
     with torch.cuda.device_of(totals):
         if loss is None:
-            launch(Sweep(False, False, True))
-            return
-        for what in [Sweep(True, gradient is None, False), *([Sweep(False, True, True)] if gradient else [])]:
-            launch(what)
-            add(what)
+            launch(at_start=False, at_student=False, write=True)
+        else:
+            launch(at_start=True, at_student=gradient is None, write=False)
+            if gradient is not None:
+                launch(at_start=False, at_student=True, write=True)

@@ -36,7 +36,7 @@ struct SoftmaxStats {
   int64_t label_sample, label_token;
 
   void *loss, *el2n, *entropy, *max_probability; // contiguous
-  int64_t *bad_row; // i * T + t; lies where the kernel runs, like all of these
+  int64_t *bad_row;                              // i * T + t; lies where the kernel runs, like all of these
 
   constexpr int64_t class_number(int64_t i, int64_t t) const {
     const int64_t at = i * label_sample + t * label_token;

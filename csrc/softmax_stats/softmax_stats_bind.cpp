@@ -19,7 +19,8 @@ struct Call {
   Call(py::handle logits_, py::handle labels_, py::handle loss_, py::handle el2n_, py::handle entropy_,
        py::handle max_probability_, py::handle bad_row_, int64_t ignore_index)
       : logits("logits", logits_), labels("labels", labels_), loss("loss", loss_), el2n("el2n", el2n_),
-        entropy("entropy", entropy_), max_probability("max_probability", max_probability_), bad_row("bad_row", bad_row_) {
+        entropy("entropy", entropy_), max_probability("max_probability", max_probability_),
+        bad_row("bad_row", bad_row_) {
     expect(logits.ndim == 3 && logits.unit_inner_stride() && logits.dtype < DType::i32, "logits",
            "a floating (B, T, C) with inner stride 1", logits);
     const DType outputs = logits.dtype == DType::f64 ? DType::f64 : DType::f32;

@@ -13,8 +13,8 @@ namespace {
 constexpr int threads = 128; // of a block, whose warps know nothing of each other
 constexpr int vectors = 4;   // of 16 bytes, that a lane reads of a tile
 
-// How far above the reference a logit may lie that its weight is relative to. A reference that moves, moves by more than
-// this: however often it does, the factors' rounding errors stay below what the distance itself costs.
+// How far above the reference a logit may lie that its weight is relative to. A reference that moves, moves by more
+// than this: however often it does, the factors' rounding errors stay below what the distance itself costs.
 constexpr int slack = 4;
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
@@ -316,8 +316,8 @@ __global__ void __launch_bounds__(threads, 5) softmax_stats_stretch(SoftmaxStats
 }
 
 // p - q is formed class by class: from sums it would be the small difference of large ones. That needs the row's total,
-// and so a second read. The first's p is 1 - others / total, and is subtracted as such; its weight may be too large, and
-// is not used.
+// and so a second read. The first's p is 1 - others / total, and is subtracted as such; its weight may be too large,
+// and is not used.
 template <class In, class Label>
 __global__ void __launch_bounds__(threads)
     softmax_stats_residual(SoftmaxStats s, Plan plan, const Stretch *stretches, Residual *residuals) {
@@ -457,14 +457,10 @@ int softmax_stats_cuda(const SoftmaxStats &s, void *workspace, void *stream) {
   if (error != cudaSuccess || s.samples * s.tokens == 0)
     return error;
   switch (s.dtype) {
-  case DType::f32:
-    return run<float>(s, workspace, stream);
-  case DType::f64:
-    return run<double>(s, workspace, stream);
-  case DType::bf16:
-    return run<bf16>(s, workspace, stream);
-  default:
-    return run<f16>(s, workspace, stream);
+  case DType::f32: return run<float>(s, workspace, stream);
+  case DType::f64: return run<double>(s, workspace, stream);
+  case DType::bf16: return run<bf16>(s, workspace, stream);
+  default: return run<f16>(s, workspace, stream);
   }
 }
 

@@ -1,7 +1,7 @@
-// trajectory_match on a GPU: every tensor is cut into chunks of one length, a block sums a chunk or writes its gradient,
-// one more block adds the sums. The table of tensors travels in the kernel's parameters, a batch of tensors per launch:
-// nothing is copied to the card, so that calls can be captured in a graph. What bounds it: reading the tensors once. See
-// docs/gpu/trajectory_match.md.
+// trajectory_match on a GPU: every tensor is cut into chunks of one length, a block sums a chunk or writes its
+// gradient, one more block adds the sums. The table of tensors travels in the kernel's parameters, a batch of tensors
+// per launch: nothing is copied to the card, so that calls can be captured in a graph. What bounds it: reading the
+// tensors once. See docs/gpu/trajectory_match.md.
 #include "core/device.cuh"
 #include "trajectory_match/trajectory_match.h"
 #include <type_traits>
@@ -30,7 +30,7 @@ struct Batch {
   int32_t first_block[most + 1];
   int32_t count;
   bool bool_mask;
-  int64_t chunk; // scalars per block, a multiple of what the block's threads read in one step
+  int64_t chunk;    // scalars per block, a multiple of what the block's threads read in one step
   Totals *partials; // of this launch's blocks
   const Totals *totals;
   const void *loss_gradient;
@@ -175,8 +175,10 @@ template <class In, int what, bool weighted> struct Step {
         keep = keep && m[e] != 0;
       else if (bool_mask)
         keep = keep && kept[e] != 0;
-      const auto square = [&](Acc v) { return weighted ? double(m[e]) * (double(v) * double(v)) : double(v) * double(v); };
-      const auto difference = [&](const In (&from)[n]) { return keep ? widen(from[e]) - widen(target[e]) : Acc(0); };
+      const auto square = [&](Acc v) {
+        return weighted ? double(m[e]) * (double(v) * double(v)) : double(v) * double(v);
+      };
+      const auto difference = [&](const In(&from)[n]) { return keep ? widen(from[e]) - widen(target[e]) : Acc(0); };
       if constexpr (what & start_sums) {
         sums.D += square(difference(start));
         sums.S += square(keep ? widen(start[e]) : Acc(0));
@@ -210,7 +212,8 @@ __global__ void __launch_bounds__(threads, weighted ? 3 : 4) trajectory_match_sw
   const int t = at.tensor_of(int(blockIdx.x));
   const Part &x = at.tensor[t];
   const int64_t begin = (int(blockIdx.x) - at.first_block[t]) * at.chunk, end = least(x.size, begin + at.chunk);
-  const int64_t first = x.dropped < end ? most(begin, x.dropped / Step::n * Step::n) : end; // what lies before is dropped
+  const int64_t first =
+      x.dropped < end ? most(begin, x.dropped / Step::n * Step::n) : end; // what lies before is dropped
   const int64_t own = Step::n * int64_t(threadIdx.x);
   constexpr int stride = Step::n * threads;
 
@@ -338,14 +341,10 @@ int trajectory_match_cuda(const TrajectoryMatch &s, void *workspace, void *strea
     return cudaErrorInvalidConfiguration;
   Totals *partials = static_cast<Totals *>(workspace);
   switch (s.dtype) {
-  case DType::f32:
-    return run<float>(s, partials, stream);
-  case DType::f64:
-    return run<double>(s, partials, stream);
-  case DType::bf16:
-    return run<bf16>(s, partials, stream);
-  default:
-    return run<f16>(s, partials, stream);
+  case DType::f32: return run<float>(s, partials, stream);
+  case DType::f64: return run<double>(s, partials, stream);
+  case DType::bf16: return run<bf16>(s, partials, stream);
+  default: return run<f16>(s, partials, stream);
   }
 }
 

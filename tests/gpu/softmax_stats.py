@@ -16,7 +16,8 @@ def _bad_labels(make: layouts.Make, backend: str) -> None:
     labels = np.arange(60.0).reshape(2, 30) % 7
     for bad in ([], [59], [3, 7, 31, 59], range(60)):
         wrong = labels.copy()
-        wrong.flat[list(bad)] = [7, -1, 1 << 30, -100000][: len(bad)] if len(bad) < 5 else -5
+        for i, value in zip(bad, [7, -1, 1 << 30, -100000] * 15, strict=False):
+            wrong.flat[i] = value
         wrong[0, 1] = -100
         made, row = make(logits, "float32", "contiguous"), make(np.array(5.0), "int64", "contiguous")
         out = [make(np.full((2, 30), 9.0), "float32", "contiguous") for _ in range(4)]
@@ -30,21 +31,29 @@ def _bad_labels(make: layouts.Make, backend: str) -> None:
 
 # One off the edges of vectors, tiles and pieces; pieces of a row that rise, fall, hold one logit alone, or nothing.
 _CASES = [
-    Case(2, 3, 255), Case(1, 2, 511, "rising"), Case(1, 2, 513, "falling"), Case(3, 1, 1024, "sure"), Case(2, 3, 2049, "ties"),
-    Case(1, 2, 8191, "sure"), Case(1, 2, 8193, "rising"), Case(1, 2, 8704, "falling"), Case(1, 2, 12300, "masked"), Case(1, 2, 9000, "alone"),
-    Case(1, 2, 9001, "equal"), Case(1, 2, 9000, "wide", "soft"), Case(1, 2, 8197, "sure", "one-hot"), Case(2, 1, 8200, "normal", "soft wide", "sliced"),
-    Case(7, 9, 33, "alone", "soft"), Case(3, 50, 12, "sure", "soft"), Case(3, 50, 33, "masked"), Case(1, 2, 9000, "wide"), Case(5, 7, 301, layout="sliced"),
+    Case(2, 3, 255), Case(1, 2, 511, "rising"), Case(1, 2, 513, "falling"), Case(3, 1, 1024, "sure"),
+    Case(2, 3, 2049, "ties"), Case(1, 2, 8191, "sure"), Case(1, 2, 8193, "rising"), Case(1, 2, 8704, "falling"),
+    Case(1, 2, 12300, "masked"), Case(1, 2, 9000, "alone"), Case(1, 2, 9001, "equal"), Case(1, 2, 9000, "wide"),
+    Case(1, 2, 9000, "wide", "soft"), Case(1, 2, 8197, "sure", "one-hot"), Case(7, 9, 33, "alone", "soft"),
+    Case(2, 1, 8200, "normal", "soft wide", "sliced"), Case(3, 50, 12, "sure", "soft"), Case(3, 50, 33, "masked"),
+    Case(4, 8, 600, "wide"), Case(2, 8, 2500, "wide"), Case(5, 7, 301, layout="sliced"),
 ]  # fmt: skip
 _SHOWING = [
-    Case(2, 3, 17), Case(3, 3, 65, "sure"), Case(1, 2, 513, "falling"), Case(1, 2, 4999, "rising"), Case(2, 2, 3001, "wide"), Case(5, 5, 40, "masked"),
-    Case(2, 2, 2500, "alone"), Case(1, 2, 8193, "rising"), Case(1, 2, 9000, "alone"), Case(4, 3, 300, "wide"), Case(1, 2, 9001, "equal"),
-    Case(4, 3, 33, "sure", "one-hot"), Case(2, 2, 1031, "masked", "soft"), Case(1, 2, 8197, "sure", "one-hot"), Case(3, 5, 10, labels="some ignored"),
+    Case(2, 3, 17), Case(4, 8, 600, "wide"), Case(3, 3, 65, "sure"), Case(1, 2, 513, "falling"),
+    Case(1, 2, 4999, "rising"), Case(2, 2, 3001, "wide"), Case(5, 5, 40, "masked"), Case(2, 2, 2500, "alone"),
+    Case(1, 2, 8193, "rising"), Case(1, 2, 9000, "alone"), Case(1, 2, 9001, "equal"), Case(4, 3, 33, "sure", "one-hot"),
+    Case(2, 2, 1031, "masked", "soft"), Case(1, 2, 8197, "sure", "one-hot"), Case(3, 5, 10, labels="some ignored"),
 ]  # fmt: skip
+
+
+def _logits(case: Case) -> float:
+    return float(case.samples * case.tokens * case.classes)
+
 
 CUDA = Cuda(
     cases=_CASES,
     dtypes=("float32", "bfloat16", "float16", "float64"),
-    work=lambda case: float(case.samples * case.tokens * case.classes),
+    work=_logits,
     work_limit=1.1e5,
     checks={"a class number that is none is named": lambda make: _bad_labels(make, "cuda")},
     mutants={
@@ -66,7 +75,9 @@ CUDA = Cuda(
         "a distribution's first class is near 1 by subtraction": Mutant("(1 - qc) - missing", "(1 - missing) - qc"),
         "classes that cannot be make the loss NaN": Mutant("qc != 0 ? qc * (first - zc) : Acc(0)", "qc * (first - zc)"),
         "ignored rows are not written": Mutant("write(0, 0, 0, 0);", ";"),
-        "a launch on the default stream": Mutant("threads, 0, stream, s, plan, stretches);", "threads, 0, nullptr, s, plan, stretches);"),
+        "a launch on the default stream": Mutant(
+            "threads, 0, stream, s, plan, stretches);", "threads, 0, nullptr, s, plan, stretches);"
+        ),
     },
     showing=_SHOWING,
     kernels=[
@@ -74,4 +85,70 @@ CUDA = Cuda(
         Kernel(r"softmax_stats_residual<", 6, 128, (0,), ("LDG.E.128",)),
         Kernel(r"softmax_stats_finish<", 4, 128),
     ],
-)  # fmt: skip
+)
+
+
+def builds(backend: str, arch: int | str) -> list[Build]:
+    """Long rows and short ones, whole and cut, with class numbers and distributions."""
+    from ghostgram.triton_kernels import softmax_stats as kernels
+
+    strides = ("logit_sample", "logit_token", "label_sample", "label_token")
+    made = []
+
+    def build(rows: int, classes: int, dtype: str, soft: bool, names: tuple[str, ...]) -> None:
+        shape = kernels.plan(rows, classes)
+        cuts = 1 << (shape.cuts - 1).bit_length()
+        pointers = {"logits": f"*{dtype}", "labels": "*fp32" if soft else "*i64"}
+        pointers |= dict.fromkeys(("stretches", "residuals"), "*fp64")
+        pointers |= dict.fromkeys(("loss", "el2n", "entropy", "max_probability"), "*fp32") | {"bad_row": "*u64"}
+        multiples = ("classes", "classes_per_cut", *strides) if classes % 16 == 0 else ()
+        tile = {"ROWS": shape.rows_per_program, "COLS": shape.cols}
+        end = {"ROWS": max(1, kernels.FINISH // cuts), "CUTS": cuts, "DISTRIBUTIONS": soft}
+        constants = {
+            "stretch": tile | {"DISTRIBUTIONS": soft}, "residual": tile | {"CUTS": cuts}, "finish": end,
+        }  # fmt: skip
+        for name in names:
+            note = f"{end['ROWS']} x {cuts}" if name == "finish" else f"{tile['ROWS']} x {tile['COLS']}"
+            title = f"{name}, {dtype}, ({rows}, {classes}){', distributions' if soft else ''}"
+            made.append(Build(title, name, pointers, constants[name], kernels.WARPS, multiples=multiples, note=note))
+
+    build(4096, 50257, "fp32", False, ("stretch", "finish"))
+    build(4096, 50304, "bf16", False, ("stretch",))
+    build(50000, 10, "fp16", False, ("stretch",))
+    build(8, 262144, "bf16", True, ("residual", "finish"))
+    return made
+
+
+TRITON = Triton(
+    cases=_CASES,
+    work=_logits,
+    work_limit=3e4,
+    checks={"a class number that is none is named": lambda make: _bad_labels(make, "triton")},
+    mutants={
+        "a new largest logit goes unnoticed": Mutant("(tile_first > tl.minimum(first, reference + SLACK)) |", ""),
+        "the largest logit counts among the rest": Mutant("own_sum += plus - minus", "own_sum += plus"),
+        "a largest logit that is no more is forgotten": Mutant("own_sum += plus - minus", "own_sum -= minus"),
+        "the second is not the first where they are tied": Mutant(
+            "> 1, tile_first, tile_second)", "> 9, tile_first, tile_second)"
+        ),
+        "squares are moved to a new reference once": Mutant("(k * k)[:, None]", "k[:, None]"),
+        "the spread stays where the old reference was": Mutant("(spreads + below[:, None] * sums)", "spreads"),
+        "classes that cannot be count": Mutant("tl.where(some[:, None] | (y != y), w, 0.0)", "w"),
+        "every piece's first is held out": Mutant("w = tl.where(joins, tl.exp(-distance), 0.0)", "w = distance * 0.0"),
+        "whole tiles after the first left out": Mutant(
+            "range(begin, whole, COLS)", "range(begin, tl.minimum(whole, begin + COLS), COLS)"
+        ),
+        "the last tile left out": Mutant("if whole < end:", "if whole > end:"),
+        "el2n leaves the label among the others": Mutant("1 + (others - w)", "1 + others"),
+        "a distribution's first class is near 1 by subtraction": Mutant(
+            "(1 - q) - missing[:, None]", "(1 - missing[:, None]) - q"
+        ),
+        "classes that cannot be make the loss NaN": Mutant(
+            "tl.where(q != 0, q * (first[:, None] - z), 0.0)", "q * (first[:, None] - z)"
+        ),
+        "log1p by log": Mutant("tl.log(one_more) * (others / (one_more - 1))", "tl.log(one_more)"),
+        "ignored rows are not written": Mutant("live &= named | ignored", "live &= named"),
+    },
+    showing=_SHOWING,
+    builds=builds,
+)
