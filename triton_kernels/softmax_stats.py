@@ -241,11 +241,11 @@ def finish(
         found_el2n = tl.where(z == first, scale * tl.sqrt(squares + total * total), away) / one_more
     defined = (first > -INFINITY) & (first < INFINITY) & (spread == spread)
     nan = float("nan")
-    probability = 1 / one_more
+    top = 1 / one_more
     tl.store(loss + row, tl.where(read, tl.where(defined, found_loss, nan), 0.0).to(tl.float32), mask=live)
     tl.store(el2n + row, tl.where(read, tl.where(defined, found_el2n, nan), 0.0).to(tl.float32), mask=live)
     tl.store(entropy + row, tl.where(read, tl.where(defined, found_entropy, nan), 0.0).to(tl.float32), mask=live)
-    tl.store(max_probability + row, tl.where(read, tl.where(defined, probability, nan), 0.0).to(tl.float32), mask=live)
+    tl.store(max_probability + row, tl.where(read, tl.where(defined, top, nan), 0.0).to(tl.float32), mask=live)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -312,8 +312,8 @@ def run(
         )  # fmt: skip
         if distributions:
             residual[programs,](
-                logits, labels, stretches, residuals, rows, tokens, classes, shape.cuts, shape.classes_per_cut, *strides,
-                CUTS=cuts, **tile,
+                logits, labels, stretches, residuals, rows, tokens, classes, shape.cuts, shape.classes_per_cut,
+                *strides, CUTS=cuts, **tile,
             )  # fmt: skip
         finish_rows = max(1, FINISH // cuts)
         finish[triton.cdiv(rows, finish_rows),](

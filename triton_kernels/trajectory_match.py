@@ -35,8 +35,6 @@ def _step(
     live = None if WHOLE else at < end
     other = None if WHOLE else 0.0
     kept = at >= dropped
-    if not WHOLE:
-        kept &= live
     if MASK == "real":
         m = tl.load(mask + at, mask=live, other=other)
         kept &= m != 0

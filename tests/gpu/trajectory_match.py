@@ -58,19 +58,13 @@ CUDA = Cuda(
     checks={"nothing is written where totals are unusable": lambda make: _unusable(make, "cuda")},
     mutants={
         "no barrier before warps' sums are added": Mutant("  __syncthreads();\n", ""),
-        "one warp not added": Mutant("warp < warps;", "warp + 1 < warps;"),
         "vectors read where they are misaligned": Mutant("aligned = places % 16 == 0", "aligned = places % 2 == 0"),
         "the end of a tensor not masked": Mutant("least(Step::n, end - i)), sums", "Step::n), sums"),
         "the front dropped by whole vectors": Mutant("bool keep = e >= dropped", "bool keep = true"),
         "dropped gradients not written": Mutant("      step.drop(", "      if (false) step.drop("),
-        "a block takes the tensor after its own": Mutant(
-            "first_block[middle] <= block", "first_block[middle] <= block + 1"
-        ),
         "launches after the first overwrite its sums": Mutant("at.partials += at.first_block[at.count];", ""),
         "weights of tensors left out of sums": Mutant("x.weight * all.num", "all.num"),
-        "weights of tensors left out of gradients": Mutant("scale.rest * x.weight", "scale.rest"),
         "the scale in one factor": Mutant("Acc(power_of_two(half))", "Acc(power_of_two(half) * power_of_two(half))"),
-        "num not added after the gradient": Mutant("totals->num = sums.num;", ""),
         "a launch on the default stream": Mutant("shared_bytes, stream, partials", "shared_bytes, nullptr, partials"),
     },
     showing=_SHOWING,
@@ -125,7 +119,7 @@ TRITON = Triton(
     work_limit=4e4,
     checks={"nothing is written where totals are unusable": lambda make: _unusable(make, "triton")},
     mutants={
-        "the end of a tensor not masked": Mutant("kept &= live", "pass"),
+        "the end of a tensor not masked": Mutant("at < end\n", "at < end + 1\n"),
         "the front dropped by whole blocks": Mutant("kept = at >= dropped", "kept = at >= i"),
         "dropped gradients not written": Mutant("range(0, read, BLOCK)", "range(0, 0, BLOCK)"),
         "a program takes the tensor before its own": Mutant(
@@ -140,9 +134,6 @@ TRITON = Triton(
         "a mask left out of gradients": Mutant("tl.where(kept, g * m, 0.0)", "tl.where(kept, g, 0.0)"),
         "the scale in one factor": Mutant("power = tl.cast((1023 + half)", "power = tl.cast((1023 + 2 * half)"),
         "num not added after the gradient": Mutant("tl.store(totals, num)", "pass"),
-        "wrong weights are not counted": Mutant(
-            "tl.where(kept & ~(m >= 0), 1, 0)", "tl.where(kept & ~(m >= -2), 1, 0)"
-        ),
     },
     # Of the "sliced" ones, whose margins are NaN, first.
     showing=[Case((17, 129, 1030), mask="bool", layout="sliced"), Case((2100, 2049), first=2060), *_SHOWING],
