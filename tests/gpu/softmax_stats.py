@@ -29,6 +29,24 @@ def _bad_labels(make: layouts.Make, backend: str) -> None:
             assert np.flatnonzero(untouched).tolist() == named
 
 
+def _late(make: layouts.Make, backend: str) -> None:
+    """A tile with one class that can be, or none, before tiles with many."""
+    rng = np.random.default_rng(0)
+    logits = np.full((3, 1, 9000), -np.inf)
+    logits[:, :, 6000:] = 3 * rng.standard_normal(3000)
+    logits[0, 0, 5], logits[1, 0, 5] = 1.0, 40.0
+    logits = layouts.rounded(logits, "float32")
+    results = []
+    for name in ("reference", backend):
+        made = layouts.numpy_array if name == "reference" else make
+        out = [made(np.full((3, 1), np.nan), "float32", "contiguous") for _ in range(4)]
+        row = made(np.array(0.0), "int64", "contiguous")
+        labels = made(np.full((3, 1), 6000.0), "int64", "contiguous")
+        _dispatch.run("softmax_stats", name, made(logits, "float32", "contiguous"), labels, *out, row, -100)
+        results.append(np.array([_arrays.to_float64(x) for x in out]))
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
+
+
 # One off the edges of vectors, tiles and pieces; pieces of a row that rise, fall, hold one logit alone, or nothing.
 _CASES = [
     Case(2, 3, 255), Case(1, 2, 511, "rising"), Case(1, 2, 513, "falling"), Case(3, 1, 1024, "sure"),
@@ -44,6 +62,10 @@ _SHOWING = [
     Case(1, 2, 8193, "rising"), Case(1, 2, 9000, "alone"), Case(1, 2, 9001, "equal"), Case(4, 3, 33, "sure", "one-hot"),
     Case(2, 2, 1031, "masked", "soft"), Case(1, 2, 8197, "sure", "one-hot"), Case(3, 5, 10, labels="some ignored"),
 ]  # fmt: skip
+# What a Triton program's longer pieces take to be several, and tied largest logits.
+_LONGER = [
+    Case(1, 1, 16400, "equal"), Case(1, 1, 20001, "sure", "one-hot"), Case(1, 1, 16385, "falling"), Case(2, 2, 101, "ties"),
+]  # fmt: skip
 
 
 def _logits(case: Case) -> float:
@@ -55,7 +77,10 @@ CUDA = Cuda(
     dtypes=("float32", "bfloat16", "float16", "float64"),
     work=_logits,
     work_limit=1.1e5,
-    checks={"a class number that is none is named": lambda make: _bad_labels(make, "cuda")},
+    checks={
+        "a class number that is none is named": lambda make: _bad_labels(make, "cuda"),
+        "classes that can be come late": lambda make: _late(make, "cuda"),
+    },
     mutants={
         "a new largest logit goes unnoticed": Mutant("vote(top > std::fmin(first, reference + slack)", "vote(false"),
         "one far above the reference goes unnoticed": Mutant("std::fmin(first, reference + slack)", "first"),
@@ -113,10 +138,13 @@ def builds(backend: str, arch: int | str) -> list[Build]:
 
 
 TRITON = Triton(
-    cases=_CASES,
+    cases=_CASES + _LONGER,
     work=_logits,
     work_limit=3e4,
-    checks={"a class number that is none is named": lambda make: _bad_labels(make, "triton")},
+    checks={
+        "a class number that is none is named": lambda make: _bad_labels(make, "triton"),
+        "classes that can be come late": lambda make: _late(make, "triton"),
+    },
     mutants={
         "a new largest logit goes unnoticed": Mutant("(tile_first > tl.minimum(first, reference + SLACK)) |", ""),
         "the largest logit counts among the rest": Mutant("own_sum += plus - minus", "own_sum += plus"),
@@ -126,7 +154,6 @@ TRITON = Triton(
         ),
         "squares are moved to a new reference once": Mutant("(k * k)[:, None]", "k[:, None]"),
         "the spread stays where the old reference was": Mutant("(spreads + below[:, None] * sums)", "spreads"),
-        "classes that cannot be count": Mutant("tl.where(some[:, None] | (y != y), w, 0.0)", "w"),
         "every piece's first is held out": Mutant("w = tl.where(joins, tl.exp(-distance), 0.0)", "w = distance * 0.0"),
         "whole tiles after the first left out": Mutant(
             "range(begin, whole, COLS)", "range(begin, tl.minimum(whole, begin + COLS), COLS)"
@@ -142,6 +169,6 @@ TRITON = Triton(
         "log1p by log": Mutant("tl.log(one_more) * (others / (one_more - 1))", "tl.log(one_more)"),
         "ignored rows are not written": Mutant("live &= named | ignored", "live &= named"),
     },
-    showing=_SHOWING,
+    showing=_SHOWING + _LONGER,
     builds=builds,
 )

@@ -63,7 +63,7 @@ def triton_builds(_builder, op, folder) -> Iterable[tuple[str, str, Path]]:
     yield "mutant", UNEDITED, original
     for number, (name, mutant) in enumerate(SPECS[op, "triton"].mutants.items()):
         assert text.count(mutant.old) == 1, f"{mutant.old!r} occurs {text.count(mutant.old)} times"
-        path = folder / f"mutant{number}.py"
+        path = folder / f"{op}_mutant{number}.py"
         path.write_text(text.replace(mutant.old, mutant.new))
         yield "mutant", name, path
 

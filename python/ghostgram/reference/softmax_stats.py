@@ -24,10 +24,12 @@ def run(
     Not of rows whose class number is none: the first of these is bad_row, which is -1 if there are none.
     """
     classes = logits.shape[2]
-    bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes)) if labels.ndim == 2 else np.False_
+    bad = np.zeros(logits.shape[:2], bool)
+    if labels.ndim == 2:
+        bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
     bad_row[...] = np.argmax(bad) if bad.any() else -1
     for row in np.ndindex(logits.shape[:2]):
-        if labels.ndim == 2 and bad[row]:
+        if bad[row]:
             continue
         if labels.ndim == 2 and labels[row] == ignore_index:
             loss[row] = el2n[row] = entropy[row] = max_probability[row] = 0
