@@ -64,7 +64,8 @@ _SHOWING = [
 ]  # fmt: skip
 # What a Triton program's longer pieces take to be several, and tied largest logits.
 _LONGER = [
-    Case(1, 1, 16400, "equal"), Case(1, 1, 20001, "sure", "one-hot"), Case(1, 1, 16385, "falling"), Case(2, 2, 101, "ties"),
+    Case(1, 1, 16400, "equal"), Case(1, 1, 20001, "sure", "one-hot"), Case(1, 1, 16385, "falling"),
+    Case(2, 2, 101, "ties"),
 ]  # fmt: skip
 
 
