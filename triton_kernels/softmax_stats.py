@@ -251,7 +251,7 @@ def finish(
 # ----------------------------------------------------------------------------------------------------------------------
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TILE, MOST_ROWS, FINISH, WARPS = 2048, 32, 64, 4  # elements and rows of a tile; rows times pieces of an end; warps
+TILE, MOST_ROWS, FINISH, WARPS = 2048, 32, 128, 4  # elements and rows of a tile; rows times pieces of an end; warps
 MOST_TILES = 256  # of a piece: float32 sums by place in the tile grow no longer
 WANTED_PROGRAMS, LEAST_CLASSES = (
     4 * 8 * 132,
