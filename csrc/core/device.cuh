@@ -4,12 +4,13 @@
 //               load_matrix_x4_trans, multiply_*, round_to_tf32, float_of_bits, bits_of_float, opaque,
 //               shuffle_down, shuffle_xor, broadcast, vote, sum_over_warp, max_over_warp, merge_over_warp,
 //               atomic_add, atomic_max, atomic_min, atomic_swap_if, dynamic_shared, launch, product,
-//               double_of_bits, bits_of_double, load_matrix_x4, match_over_warp
+//               double_of_bits, bits_of_double, load_matrix_x4, match_over_warp, smaller_or_nan, larger_or_nan,
+//               exp2_fast
 //   plain CUDA: __global__, __device__, __host__, __forceinline__, __launch_bounds__, __restrict__, __syncthreads,
 //               __syncwarp, __threadfence, threadIdx, blockIdx, blockDim, gridDim (all one-dimensional), float2,
 //               __popc, __popcll, __ffs, __ffsll, __clz, __clzll, __umulhi, __umul64hi, rsqrtf, <cmath>'s functions;
 //               cudaMemsetAsync, cudaMemset2DAsync, cudaMemcpyAsync from device to device, cudaGetDevice,
-//               cudaDeviceGetAttribute
+//               cudaDeviceGetAttribute; __grid_constant__
 #pragma once
 #include "core/array.h"
 #include <cmath>
@@ -204,6 +205,28 @@ template <class T> __device__ __forceinline__ T atomic_min(T *at, T x) {
 // Writes x where `expected` stands.
 template <class T> __device__ __forceinline__ T atomic_swap_if(T *at, T expected, T x) {
   return T(atomicCAS(atomic_word(at), AtomicWord<T>(expected), AtomicWord<T>(x)));
+}
+
+// For doubles, passed through.
+template <class T> __device__ __forceinline__ T narrow(double x) { return T(x); }
+// The smaller or larger of two; NaN where one of them is.
+__device__ __forceinline__ float smaller_or_nan(float x, float y) {
+  float z;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+__device__ __forceinline__ float larger_or_nan(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+__device__ __forceinline__ double smaller_or_nan(double x, double y) { return y > x ? x : y; } // y is the unknown one
+__device__ __forceinline__ double larger_or_nan(double x, double y) { return y < x ? x : y; }
+// 2^x within 2^-22 of itself; 0 where that is no normal number.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 __device__ __forceinline__ char *dynamic_shared() {

@@ -36,9 +36,9 @@ struct SoftmaxStats {
   int64_t label_sample, label_token;
 
   void *loss, *el2n, *entropy, *max_probability; // contiguous
-  int64_t *bad_row;                              // i * T + t
+  int64_t *bad_row;                              // i * T + t; lies where the kernel runs, like all of these
 
-  int64_t class_number(int64_t i, int64_t t) const {
+  constexpr int64_t class_number(int64_t i, int64_t t) const {
     const int64_t at = i * label_sample + t * label_token;
     return label_dtype == DType::i32 ? static_cast<const int32_t *>(labels)[at]
                                      : static_cast<const int64_t *>(labels)[at];
@@ -46,5 +46,10 @@ struct SoftmaxStats {
 };
 
 void softmax_stats_cpu(const SoftmaxStats &);
+
+// The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
+// `workspace` bytes that softmax_stats_cuda_workspace asks for. Returns a cudaError_t.
+int64_t softmax_stats_cuda_workspace(const SoftmaxStats &);
+int softmax_stats_cuda(const SoftmaxStats &, void *workspace, void *stream);
 
 } // namespace gg

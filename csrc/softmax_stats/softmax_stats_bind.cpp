@@ -2,6 +2,10 @@
 #include "core/view.h"
 #include "softmax_stats/softmax_stats.h"
 
+#if defined(GG_CUDA_softmax_stats)
+#include "core/cuda_workspace.h"
+#endif
+
 GG_PER_ISA(softmax_stats, SoftmaxStats)
 
 namespace gg {
@@ -9,14 +13,14 @@ namespace {
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
-  View logits, labels, loss, el2n, entropy, max_probability;
+  View logits, labels, loss, el2n, entropy, max_probability, bad_row;
   SoftmaxStats args{};
-  int64_t bad_row = -1;
 
   Call(py::handle logits_, py::handle labels_, py::handle loss_, py::handle el2n_, py::handle entropy_,
-       py::handle max_probability_, int64_t ignore_index)
+       py::handle max_probability_, py::handle bad_row_, int64_t ignore_index)
       : logits("logits", logits_), labels("labels", labels_), loss("loss", loss_), el2n("el2n", el2n_),
-        entropy("entropy", entropy_), max_probability("max_probability", max_probability_) {
+        entropy("entropy", entropy_), max_probability("max_probability", max_probability_),
+        bad_row("bad_row", bad_row_) {
     expect(logits.ndim == 3 && logits.unit_inner_stride() && logits.dtype < DType::i32, "logits",
            "a floating (B, T, C) with inner stride 1", logits);
     const DType outputs = logits.dtype == DType::f64 ? DType::f64 : DType::f32;
@@ -36,16 +40,9 @@ struct Call {
     output("el2n", el2n, outputs, args.el2n);
     output("entropy", entropy, outputs, args.entropy);
     output("max_probability", max_probability, outputs, args.max_probability);
-    expect_one_device("softmax_stats", logits, {&labels, &loss, &el2n, &entropy, &max_probability});
-    args.bad_row = &bad_row;
-  }
-
-  void check_labels() const {
-    if (bad_row >= 0)
-      throw py::index_error("labels: expected 0 <= label < " + std::to_string(args.classes) + " or ignore_index " +
-                            std::to_string(args.ignore_index) + ", got " +
-                            std::to_string(args.class_number(bad_row / args.tokens, bad_row % args.tokens)) +
-                            " at row " + std::to_string(bad_row));
+    expect_output("bad_row", bad_row, DType::i64, {});
+    args.bad_row = static_cast<int64_t *>(bad_row.data);
+    expect_one_device("softmax_stats", logits, {&labels, &loss, &el2n, &entropy, &max_probability, &bad_row});
   }
 
 private:
@@ -58,17 +55,30 @@ private:
 
 } // namespace
 
-void bind_softmax_stats(py::module_ &cpu, py::module_ &) {
-  cpu.def("softmax_stats", [](py::handle logits, py::handle labels, py::handle loss, py::handle el2n,
-                              py::handle entropy, py::handle max_probability, int64_t ignore_index) {
-    Call call(logits, labels, loss, el2n, entropy, max_probability, ignore_index);
-    expect(call.logits.device.type == dlpack::cpu, "logits", "CPU memory", call.logits);
-    {
-      py::gil_scoped_release free;
-      softmax_stats_cpu(call.args);
-    }
-    call.check_labels();
-  });
+void bind_softmax_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
+  cpu.def("softmax_stats",
+          [](py::handle logits, py::handle labels, py::handle loss, py::handle el2n, py::handle entropy,
+             py::handle max_probability, py::handle bad_row, int64_t ignore_index) {
+            Call call(logits, labels, loss, el2n, entropy, max_probability, bad_row, ignore_index);
+            expect(call.logits.device.type == dlpack::cpu, "logits", "CPU memory", call.logits);
+            py::gil_scoped_release free;
+            softmax_stats_cpu(call.args);
+          });
+#if defined(GG_CUDA_softmax_stats)
+  cuda.def("softmax_stats",
+           [](py::handle logits, py::handle labels, py::handle loss, py::handle el2n, py::handle entropy,
+              py::handle max_probability, py::handle bad_row, int64_t ignore_index, py::handle workspace) {
+             Call call(logits, labels, loss, el2n, entropy, max_probability, bad_row, ignore_index);
+             run_on_device("softmax_stats", logits, call.logits, workspace, softmax_stats_cuda_workspace(call.args),
+                           [&](void *scratch, void *stream) { return softmax_stats_cuda(call.args, scratch, stream); });
+           });
+  cuda.def("softmax_stats_workspace",
+           [](py::handle logits, py::handle labels, py::handle loss, py::handle el2n, py::handle entropy,
+              py::handle max_probability, py::handle bad_row, int64_t ignore_index) {
+             return softmax_stats_cuda_workspace(
+                 Call(logits, labels, loss, el2n, entropy, max_probability, bad_row, ignore_index).args);
+           });
+#endif
 }
 
 } // namespace gg

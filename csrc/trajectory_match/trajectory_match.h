@@ -12,7 +12,8 @@
 // the sizes alone: the same bits for any number of threads. loss is float32 (float64 for f64), and so are gradients
 // that come with it; gradients alone have the dtype of the tensors, as autograd wants them. For these `start` is null,
 // D is read from totals, and neither loss nor totals are written. Where `target` is null it is 0. Gradients are written
-// only where totals are usable. Sizes of 0 are legal. Outputs must not overlap inputs.
+// only where totals are usable. Sizes of 0 are legal. Outputs must not overlap inputs. All but the table of tensors
+// lies where the kernel runs: on a GPU, D and g never come to the host.
 #pragma once
 #include "core/array.h"
 
@@ -31,7 +32,7 @@ struct TrajectoryMatch {
     double wrong; // how many masked weights are not >= 0
 
     // D is more than the rounding of parameters of this size. A NaN is let through, as any arithmetic would.
-    bool usable() const { return wrong == 0 && !(D <= 1e-12 * S); }
+    constexpr bool usable() const { return wrong == 0 && !(D <= 1e-12 * S); }
   };
 
   DType dtype;
@@ -39,7 +40,7 @@ struct TrajectoryMatch {
   bool gradient;  // gradients are wanted
   bool bool_mask; // of what kind masks are, where there are any
   int64_t first;
-  double loss_gradient; // g
+  const void *loss_gradient; // g, a scalar of the dtype of the loss; null where it is 1
   const Tensor *tensors;
   int64_t count;
   void *loss;
@@ -47,5 +48,11 @@ struct TrajectoryMatch {
 };
 
 void trajectory_match_cpu(const TrajectoryMatch &);
+
+// The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
+// `workspace` bytes that trajectory_match_cuda_workspace asks for. The table of tensors is read before it returns.
+// Returns a cudaError_t.
+int64_t trajectory_match_cuda_workspace(const TrajectoryMatch &);
+int trajectory_match_cuda(const TrajectoryMatch &, void *workspace, void *stream);
 
 } // namespace gg

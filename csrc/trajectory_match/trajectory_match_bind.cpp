@@ -4,6 +4,9 @@
 
 #include <deque>
 #include <vector>
+#if defined(GG_CUDA_trajectory_match)
+#include "core/cuda_workspace.h"
+#endif
 
 GG_PER_ISA(trajectory_match, TrajectoryMatch)
 
@@ -14,10 +17,12 @@ using Tensor = TrajectoryMatch::Tensor;
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  View totals;
   TrajectoryMatch args{};
 
   Call(py::handle student, py::handle start, py::handle target, py::handle mask, py::handle loss_gradient,
-       py::handle loss, py::handle totals, py::handle gradient, py::handle weights, int64_t first) {
+       py::handle loss, py::handle totals_, py::handle gradient, py::handle weights, int64_t first)
+      : totals("totals", totals_) {
     tensors.resize(py::len(student));
     args.tensors = tensors.data(), args.count = static_cast<int64_t>(tensors.size());
     args.first = first;
@@ -44,22 +49,20 @@ struct Call {
         tensors[at++].weight = weight.cast<double>();
     }
 
-    const View &all = views.emplace_back("totals", totals);
-    expect_output("totals", all, DType::f64, {4});
-    args.totals = static_cast<TrajectoryMatch::Totals *>(all.data);
+    expect_output("totals", totals, DType::f64, {4});
+    args.totals = static_cast<TrajectoryMatch::Totals *>(totals.data);
     if (args.measure) {
       const View &out = views.emplace_back("loss", loss);
       expect_output("loss", out, results, {});
       args.loss = out.data;
     }
-    args.loss_gradient = 1;
     if (!loss_gradient.is_none()) {
       const View &g = views.emplace_back("loss_gradient", loss_gradient);
       expect(g.ndim == 0 && g.dtype == results, "loss_gradient", "a scalar of the dtype of the loss", g);
-      args.loss_gradient = results == DType::f64 ? *static_cast<double *>(g.data) : *static_cast<float *>(g.data);
+      args.loss_gradient = g.data;
     }
     for (const View &view : views)
-      expect(view.device.type == dlpack::cpu, "trajectory_match", "CPU memory in all arrays", view);
+      expect_one_device("trajectory_match", totals, {&view});
   }
 
 private:
@@ -87,14 +90,30 @@ private:
 
 } // namespace
 
-void bind_trajectory_match(py::module_ &cpu, py::module_ &) {
+void bind_trajectory_match(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
   cpu.def("trajectory_match",
           [](py::handle student, py::handle start, py::handle target, py::handle mask, py::handle loss_gradient,
              py::handle loss, py::handle totals, py::handle gradient, py::handle weights, int64_t first) {
             Call call(student, start, target, mask, loss_gradient, loss, totals, gradient, weights, first);
+            expect(call.totals.device.type == dlpack::cpu, "trajectory_match", "CPU memory in all arrays", call.totals);
             py::gil_scoped_release free;
             trajectory_match_cpu(call.args);
           });
+#if defined(GG_CUDA_trajectory_match)
+  cuda.def("trajectory_match", [](py::handle student, py::handle start, py::handle target, py::handle mask,
+                                  py::handle loss_gradient, py::handle loss, py::handle totals, py::handle gradient,
+                                  py::handle weights, int64_t first, py::handle workspace) {
+    Call call(student, start, target, mask, loss_gradient, loss, totals, gradient, weights, first);
+    run_on_device("trajectory_match", totals, call.totals, workspace, trajectory_match_cuda_workspace(call.args),
+                  [&](void *scratch, void *stream) { return trajectory_match_cuda(call.args, scratch, stream); });
+  });
+  cuda.def("trajectory_match_workspace",
+           [](py::handle student, py::handle start, py::handle target, py::handle mask, py::handle loss_gradient,
+              py::handle loss, py::handle totals, py::handle gradient, py::handle weights, int64_t first) {
+             return trajectory_match_cuda_workspace(
+                 Call(student, start, target, mask, loss_gradient, loss, totals, gradient, weights, first).args);
+           });
+#endif
 }
 
 } // namespace gg

@@ -70,7 +70,8 @@ private:
   // 2 g / D as a power of two near its square root, and the rest: a difference is about sqrt(D), so neither product
   // leaves the range of Acc where the gradient does not.
   void choose_scales() {
-    const double scale = 2 * s.loss_gradient / s.totals->D;
+    const double g = s.loss_gradient ? double(*static_cast<const Acc *>(s.loss_gradient)) : 1;
+    const double scale = 2 * g / s.totals->D;
     int exponent = 0;
     if (std::isfinite(scale))
       std::frexp(scale, &exponent);

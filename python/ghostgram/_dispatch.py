@@ -33,7 +33,7 @@ OPS = {
     "affine_stats": Op(inputs=6, outputs=6),
     "gumbel_topk": Op(inputs=2, outputs=4),
     "grad_project": Op(inputs=4, outputs=1),
-    "softmax_stats": Op(inputs=2, outputs=4),
+    "softmax_stats": Op(inputs=2, outputs=5),
     "trajectory_match": Op(inputs=5, outputs=3),
 }
 

@@ -95,8 +95,8 @@ class Build:
     """Names it among the op's builds of one machine."""
     kernel: str
     """Its name in triton_kernels/<op>.py."""
-    signature: Mapping[str, str]
-    """Pointer and scalar types by argument, such as "*fp32", "i64"; "i32" where it is not named."""
+    signature: Mapping[str, str | tuple[str, ...]]
+    """Types by argument, such as "*fp32" or "i64", or several of a tuple's; "i32" where it is not named."""
     constants: Mapping[str, Any]
     """tl.constexpr arguments, and those that are None."""
     warps: int = 4

@@ -29,7 +29,7 @@ def compile(build: Build, module: Any, target: GPUTarget) -> Any:
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if kinds[name].startswith("*") or name in build.multiples
+        if str(kinds[name]).startswith("*") or name in build.multiples
     }
     source = ASTSource(fn=kernel, signature=kinds, constexprs=dict(build.constants), attrs=attributes)
     return triton.compile(source, target=target, options={"num_warps": build.warps, "num_stages": build.stages})

@@ -58,7 +58,9 @@ def softmax_stats(logits: Array, labels: Array, ignore_index: int = -100, *, bac
 
     Cost:
         About 25 N C FLOPs, most of them for e^z; reads the logits once, which bounds it in float32. With distributions
-        about 50, and every row is read twice, the second time from cache unless it is longer than that.
+        about 50, and every row is read twice, the second time from cache unless it is longer than that. On a GPU a call
+        with class numbers waits for its result, to raise an IndexError where one is out of range; one with
+        distributions does not.
 
     Source:
         EL2N is Paul, Ganguli and Dziugaite (arXiv 2107.07075, definition 2.2) for one model; average over runs. The
@@ -139,8 +141,15 @@ def outputs(logits: Array, labels: Array, ignore_index: int, backend: str) -> tu
 def compute(logits: Array, labels: Array, ignore_index: int, backend: str) -> tuple[Array, Array, Array, Array]:
     """All four of checked inputs."""
     out = outputs(logits, labels, ignore_index, backend)
-    labels = labels if labels.ndim == 2 else _arrays.unit_inner_stride(labels)
-    _dispatch.run("softmax_stats", backend, _arrays.unit_inner_stride(logits), labels, *out, ignore_index)
+    distributions = labels.ndim == 3
+    labels = _arrays.unit_inner_stride(labels) if distributions else labels
+    bad_row = _arrays.empty(logits, (), "int64")
+    _dispatch.run("softmax_stats", backend, _arrays.unit_inner_stride(logits), labels, *out, bad_row, ignore_index)
+    # On a GPU this waits for the kernels: what they found wrong comes to the host in no other way.
+    if not distributions and (row := int(bad_row)) >= 0:
+        got = int(labels[divmod(row, labels.shape[1])])
+        expected = f"0 <= label < {logits.shape[2]} or ignore_index {ignore_index}"
+        raise IndexError(f"labels: expected {expected}, got {got} at row {row}")
     return out
 
 

@@ -62,7 +62,8 @@ def trajectory_match(
     Cost:
         8 FLOPs per scalar, 3 more for the gradient; reads student, start and target once, and for a gradient student
         and target once more. Dropped tensors and a dropped front are not read. An array that is not contiguous in C
-        order costs a copy.
+        order costs a copy. On a GPU the call waits for num and D, to raise an error where they allow no loss; the
+        backward does not wait.
 
     Source:
         The matching loss of MTT (arXiv 2203.11932); the depth mask is PAD's (arXiv 2408.03360).
@@ -80,7 +81,8 @@ def trajectory_match_grad(
     student's structure and the dtype of the loss.
 
     Cost:
-        11 FLOPs per scalar; reads start once, student once and target twice, and writes the gradient.
+        11 FLOPs per scalar; reads start once, student once and target twice, and writes the gradient. Waits as
+        `trajectory_match` does.
     """
     loss, gradient = _torch.call("trajectory_match_grad", *checked(student, start, target, mask), backend)
     return TrajectoryGrad(loss, gradient if isinstance(student, (list, tuple)) else gradient[0])
@@ -235,7 +237,10 @@ def _run(backend: str, lists: tuple[list[Array] | None, ...], *rest: Any) -> Non
 
 
 def _usable(totals: Array, mask: list[Array] | None) -> None:
-    """Raises where the totals allow no loss; the kernel has written no gradient then."""
+    """Raises where the totals allow no loss; the kernel has written no gradient then.
+
+    On a GPU this waits for the kernels: what they found wrong comes to the host in no other way.
+    """
     _, D, S, wrong = totals.tolist()
     if wrong:
         raise ValueError(f"mask: expected weights >= 0, got {wrong:.0f} that are not")

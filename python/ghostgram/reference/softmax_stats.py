@@ -16,17 +16,21 @@ def run(
     el2n: F64,
     entropy: F64,
     max_probability: F64,
+    bad_row: I64,
     ignore_index: int,
 ) -> None:
-    """Writes cross-entropy, ||p - q||_2, entropy and largest probability of every row; 0 where it is ignored."""
+    """Writes cross-entropy, ||p - q||_2, entropy and largest probability of every row; 0 where it is ignored.
+
+    Not of rows whose class number is none: the first of these is bad_row, which is -1 if there are none.
+    """
     classes = logits.shape[2]
+    bad = np.zeros(logits.shape[:2], bool)
     if labels.ndim == 2:
-        allowed = (labels == ignore_index) | ((labels >= 0) & (labels < classes))
-        if not allowed.all():
-            bad = int(np.argmin(allowed))
-            expected = f"0 <= label < {classes} or ignore_index {ignore_index}"
-            raise IndexError(f"labels: expected {expected}, got {labels.flat[bad]} at row {bad}")
+        bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    bad_row[...] = np.argmax(bad) if bad.any() else -1
     for row in np.ndindex(logits.shape[:2]):
+        if bad[row]:
+            continue
         if labels.ndim == 2 and labels[row] == ignore_index:
             loss[row] = el2n[row] = entropy[row] = max_probability[row] = 0
         elif classes == 0 or not np.isfinite(logits[row].max()):

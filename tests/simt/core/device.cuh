@@ -14,6 +14,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __syncthreads() simt::sync_threads()
 #define __syncwarp() simt::warp_instruction("syncwarp", [](simt::Warp &) {})
 #define __threadfence() simt::let_others_run()
@@ -307,6 +308,17 @@ template <class T> inline T atomic_min(T *at, T x) {
 }
 template <class T> inline T atomic_swap_if(T *at, T expected, T x) {
   return atomic(at, [=](T old) { return old == expected ? x : old; });
+}
+
+template <class T> inline T narrow(double x) { return T(x); }
+inline float smaller_or_nan(float x, float y) { return y > x ? x : y; } // y is the unknown one
+inline float larger_or_nan(float x, float y) { return y < x ? x : y; }
+inline double smaller_or_nan(double x, double y) { return y > x ? x : y; }
+inline double larger_or_nan(double x, double y) { return y < x ? x : y; }
+// As far off as the instruction may be, up for one number and down for the next.
+inline float exp2_fast(float x) {
+  const double y = std::exp2(double(x)) * (1 + (bits_of_float(x) & 1 ? 0x1p-22 : -0x1p-22));
+  return std::fabs(y) < 0x1p-126 ? 0 : float(y);
 }
 
 inline char *dynamic_shared() { return simt::block.shared; }

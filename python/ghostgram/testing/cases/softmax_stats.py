@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ghostgram import _dispatch
+from ghostgram import _arrays, _dispatch
 from ghostgram.testing import layouts
 
 F64 = NDArray[np.float64]
@@ -146,7 +146,9 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
 def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     """Runs the room itself, below the front door, into outputs poisoned with NaN."""
     found = {name: layouts.poisoned_sums(made["logits"], (case.samples, case.tokens)) for name in OUTPUTS}
-    _dispatch.run("softmax_stats", backend, made["logits"], made["labels"], *found.values(), IGNORED)
+    bad_row = _arrays.empty(made["logits"], (), "int64")
+    _dispatch.run("softmax_stats", backend, made["logits"], made["labels"], *found.values(), bad_row, IGNORED)
+    assert int(bad_row) == -1, f"row {int(bad_row)} has no class number"
     return found
 
 
