@@ -199,12 +199,51 @@ def ids_64(ids: Array, name: str) -> Array:
     return unit_inner_stride(ids.astype("int64") if dtype_name(ids) == "int32" else ids.view("int64"))
 
 
+def ids_back(ids: Array, dtype: str) -> Array:
+    """What `ids_64` made of ids, in the dtype they came in."""
+    if is_torch(ids):
+        torch_dtype = getattr(sys.modules["torch"], dtype)
+        return ids.to(torch_dtype) if dtype == "int32" else ids.view(torch_dtype)
+    return ids.astype("int32") if dtype == "int32" else ids.view(dtype)
+
+
 def from_numpy(values: np.ndarray, kind: str) -> Array:
     """A NumPy array as one of the framework `kind`, as `framework` names them; on the CPU where there is a choice."""
     if kind == "numpy":
         return values
     module = importlib.import_module("jax.numpy" if kind == "jax" else kind)
     return module.from_numpy(values) if kind == "torch" else module.asarray(values)
+
+
+def to_numpy(x: Array) -> Any:
+    """The same numbers in NumPy: waits for a GPU, copies nothing on the CPU."""
+    if is_torch(x):
+        return x.cpu().numpy()
+    return x.get() if framework(x, "array") == "cupy" else np.asarray(x)
+
+
+def in_framework(x: Array, kind: str) -> Array:
+    """The array itself where it is one of the framework `kind`, else a copy of it that is."""
+    return x if framework(x, "array") == kind else from_numpy(to_numpy(x), kind)
+
+
+def moved(x: Array, like: Array) -> Array:
+    """The array itself where it is of like's framework and on its device, else a copy that is."""
+    kind = framework(like, "array")
+    if framework(x, "array") == kind and (kind == "numpy" or x.device == like.device):
+        return x
+    values = to_numpy(x)
+    if kind == "torch":
+        return from_numpy(values, kind).to(like.device)
+    if kind == "cupy":
+        with like.device:
+            return from_numpy(values, kind)
+    return values
+
+
+def copied(x: Array) -> Array:
+    """The same numbers in memory of their own."""
+    return x.clone() if is_torch(x) else x.copy()
 
 
 def floating(x: Array, name: str) -> None:

@@ -351,7 +351,7 @@ def test_errors_name_the_argument(call, kind, message):
 
 def test_the_kernel_checks_what_it_relies_on():
     def call(k=2, room=3, held=0, by_position=True, temperature=1.0):
-        state = (np.empty(room), np.empty(room, np.int64), np.array([held]), np.array([-np.inf]))
+        state = (np.empty(room), np.empty(room, np.int64), np.array([held]), np.array([-np.inf]), np.empty(4, np.int64))
         _C.cpu.gumbel_topk(np.ones(3), None, *state, k, 0, temperature, by_position, True)
 
     call()

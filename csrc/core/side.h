@@ -1,0 +1,42 @@
+// For code that processors and cards share: inside `namespace GG_SIDE`, functions declared GG_FUNCTION compute batches. A
+// batch is a vector of the instruction set in a kernel source of the CPU (GG_ISA), and a thread's own value in a CUDA one.
+#pragma once
+#if defined(GG_ISA)
+#include "core/simd.h"
+#define GG_SIDE gg::GG_ISA
+#define GG_FUNCTION static inline
+#define GG_UNROLL(n) GG_PRAGMA(GCC unroll n)
+#else
+#include "core/device.cuh"
+#define GG_SIDE gg
+#define GG_FUNCTION __device__ __forceinline__
+#define GG_UNROLL(n) GG_PRAGMA(unroll n)
+#endif
+#define GG_PRAGMA(text) _Pragma(#text)
+
+namespace GG_SIDE {
+
+#if defined(GG_ISA)
+template <class T> using batch = vec<T>;
+
+// x y, rounded before anything is added to it: the product passes through what the compiler knows nothing of, where the
+// build would let it fuse with a sum on machines that can.
+template <class X> GG_FUNCTION vec<double> product(X x, vec<double> y) {
+  vec<double> rounded = x * y;
+#if defined(__x86_64__)
+  asm("" : "+v"(rounded));
+#elif defined(__aarch64__)
+  asm("" : "+w"(rounded));
+#else
+  asm("" : "+m"(rounded));
+#endif
+  return rounded;
+}
+
+GG_FUNCTION vec<double> double_of_bits(vec<uint64_t> x) { return (vec<double>)x; }
+GG_FUNCTION vec<uint64_t> bits_of_double(vec<double> x) { return (vec<uint64_t>)x; }
+#else
+template <class T> using batch = T; // product, double_of_bits and bits_of_double are core/device.cuh's
+#endif
+
+} // namespace GG_SIDE
