@@ -108,4 +108,10 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   return cudaLaunchKernelEx(&config, kernel, Parameters(args)...);
 }
 
+// Arithmetic in float64 that must have the same bits everywhere: a product that is rounded before anything is added to
+// it, whatever the compiler would fuse, and bits as they are.
+__device__ __forceinline__ double product(double x, double y) { return __dmul_rn(x, y); }
+__device__ __forceinline__ double double_of_bits(uint64_t bits) { return __longlong_as_double(int64_t(bits)); }
+__device__ __forceinline__ uint64_t bits_of_double(double x) { return uint64_t(__double_as_longlong(x)); }
+
 } // namespace gg

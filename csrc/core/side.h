@@ -1,5 +1,6 @@
-// For code that processors and cards share: inside `namespace GG_SIDE`, functions declared GG_FUNCTION compute batches. A
-// batch is a vector of the instruction set in a kernel source of the CPU (GG_ISA), and a thread's own value in a CUDA one.
+// For code that processors and cards share: inside `namespace GG_SIDE`, functions declared GG_FUNCTION compute batches.
+// A batch is a vector of the instruction set in a kernel source of the CPU (GG_ISA), and a thread's own value in a CUDA
+// one.
 #pragma once
 #if defined(GG_ISA)
 #include "core/simd.h"

@@ -26,9 +26,9 @@
 
 namespace gg {
 
-struct GumbelTopKFault { // every call begins by writing this
-  int64_t nan_at = -1;     // the smallest position in scores of a NaN
-  int64_t two_scores = 0;  // 1: one id with different keys among the kept, and its bits:
+struct GumbelTopKFault {  // every call begins by writing this
+  int64_t nan_at = -1;    // the smallest position in scores of a NaN
+  int64_t two_scores = 0; // 1: one id with different keys among the kept, and its bits:
   uint64_t two_scores_id = ~uint64_t{0};
   int64_t no_room = 0; // 1, and nothing was done: `held`, `capacity` and k break the rules below; seen only on a card
 };

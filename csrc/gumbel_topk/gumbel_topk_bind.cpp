@@ -85,8 +85,8 @@ void bind_gumbel_topk(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
                   [&](void *scratch, void *stream) { return gumbel_topk_cuda(call.args, scratch, stream); });
   });
   cuda.def("gumbel_topk_workspace", [](py::handle scores, py::handle ids, py::handle keys, py::handle picks,
-                                       py::handle held, py::handle threshold, py::handle fault, int64_t k,
-                                       int64_t seed, double temperature, bool by_position, bool finish) {
+                                       py::handle held, py::handle threshold, py::handle fault, int64_t k, int64_t seed,
+                                       double temperature, bool by_position, bool finish) {
     const Call call(scores, ids, keys, picks, held, threshold, fault, k, seed, temperature, by_position, finish);
     return gumbel_topk_cuda_workspace(call.args);
   });

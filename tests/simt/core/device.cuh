@@ -188,4 +188,16 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   return ok ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
+inline double product(double x, double y) { return x * y; } // built without contraction
+inline double double_of_bits(uint64_t bits) {
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+}
+inline uint64_t bits_of_double(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, 8);
+  return bits;
+}
+
 } // namespace gg
