@@ -16,6 +16,7 @@ import pytest
 from ghostgram import _C
 
 SOURCES = Path(__file__).parents[1] / "csrc"
+SIMT = Path(__file__).parent / "simt"
 ISA_FLAGS = {
     isa: flags.split()
     for isa, flags in re.findall(
@@ -25,6 +26,16 @@ ISA_FLAGS = {
 """Instruction set -> the compiler's flags for it."""
 RUNNABLE = _C.isas[: _C.isas.index(_C.isa()) + 1]
 """The instruction sets of this build that this processor has, the best one last."""
+
+CUDA_OPS = sorted(source.parent.name for source in SOURCES.glob("*/*_cuda.cu"))
+"""The ops that have a CUDA kernel."""
+CUDA_BINDINGS = [f"-DGG_CUDA_{op}" for op in CUDA_OPS]
+# Undefined behaviour traps, and the shim turns the trap into a failed launch. No contraction: two ways to the same
+# number must give the same bits, whatever the host's instruction set.
+SIMT_FLAGS = [
+    *("-ffp-contract=off", "-fno-gnu-unique", f"-I{SIMT}"),
+    *("-fsanitize=alignment,bounds,shift,signed-integer-overflow,null", "-fsanitize-undefined-trap-on-error"),
+]
 
 Edit = tuple[str, str]
 """(old text, which must occur exactly once; new text)"""
@@ -59,7 +70,7 @@ class Builder:
         """
         bindings = instrument if instrument_bindings else ()
         sources = [(source, *instrument) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
-        sources += [(source, *bindings) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
+        sources += [(source, *CUDA_BINDINGS, *bindings) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
         names = ", ".join(f'"{isa}"' for isa in isas)
         sources.append((SOURCES / "module.cpp", '-DGHOSTGRAM_CUDA_STATE="off"', f"-DGHOSTGRAM_ISAS={names}"))
         for kernel in sorted(SOURCES.glob("*/*_cpu.cpp")):
@@ -67,6 +78,41 @@ class Builder:
             for isa in isas:
                 options = ["-O1", "-ffp-contract=fast", f"-DGG_ISA={isa}", *ISA_FLAGS[isa]]
                 sources.append((source, *options, *instrument))
+        return self._linked(sources, instrument)
+
+    def simt_extension(
+        self, op: str, *, edit: tuple[str, Edit] | None = None, optimize: str = "-O1", instrument: Sequence[str] = ()
+    ) -> Path:
+        """A module whose CUDA kernel of one op runs on the card of tests/simt; calls of other kernels would fail.
+
+        Args:
+            op: The op, which must have a CUDA kernel.
+            edit: A source or header below csrc, and an edit of it.
+            optimize: How to compile the kernel.
+            instrument: Flags for the kernel and the shim, and for the linker.
+        """
+        kernel, changed = SOURCES / op / f"{op}_cuda.cu", []
+        if edit is not None:
+            folder = self._folder / f"edited_{next(self._numbers)}"
+            edited = folder / edit[0]
+            edited.parent.mkdir(parents=True)
+            edited.write_text(_edited_text(SOURCES / edit[0], edit[1]))
+            changed = [f"-I{folder}"]
+            kernel = edited if edited.name == kernel.name else kernel
+        state = ('-DGHOSTGRAM_CUDA_STATE="on"', '-DGHOSTGRAM_ISAS="none"', "-DGG_CUDA")
+        sources = [(source,) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
+        sources += [(source, *CUDA_BINDINGS) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
+        sources += [(SOURCES / "module.cpp", *state), (SIMT / "cuda_workspace.cpp",)]
+        sources.append((SIMT / "simt.cpp", "-O1", "-fvisibility=default", *SIMT_FLAGS, *instrument))
+        sources.append((kernel, "-xc++", *SIMT_FLAGS, *changed, optimize, *instrument))
+        return self._linked(sources, instrument)
+
+    def simt_library(self, source: Path) -> Path:
+        """Kernels of a test's own as a library for ctypes."""
+        flags = ("-O1", "-fvisibility=default", *SIMT_FLAGS)
+        return self._linked([(source, *flags), (SIMT / "simt.cpp", *flags)], ())
+
+    def _linked(self, sources: Sequence[tuple[Path | str, ...]], instrument: Sequence[str]) -> Path:
         objects = [self._object(*source) for source in sources]
         done = [each.result() for each in objects]
         library = self._folder / f"extension_{next(self._numbers)}.so"
@@ -76,10 +122,8 @@ class Builder:
     def _edited(self, source: Path, edit: Edit | None) -> Path:
         if edit is None:
             return source
-        text = source.read_text()
-        assert text.count(edit[0]) == 1, f"{source.name}: {edit[0]!r} occurs {text.count(edit[0])} times"
         changed = self._folder / f"{source.stem}_{next(self._numbers)}.cpp"
-        changed.write_text(text.replace(*edit))
+        changed.write_text(_edited_text(source, edit))
         return changed
 
     def _object(self, source: Path, *flags: str) -> Future[Path]:
@@ -91,6 +135,12 @@ class Builder:
 
     def _compile(self, source: Path, output: Path, flags: Sequence[str]) -> Path:
         includes = [f"-I{path}" for path in (SOURCES, self._pybind11, sysconfig.get_path("include"))]
-        options = ["-std=c++20", "-w", "-g1", "-fPIC", "-fvisibility=hidden", *includes, *flags]
+        options = ["-std=c++20", "-w", "-g1", "-fPIC", "-fvisibility=hidden", *flags, *includes]
         subprocess.run(["g++", *options, "-c", source, "-o", output], check=True)
         return output
+
+
+def _edited_text(source: Path, edit: Edit) -> str:
+    text = source.read_text()
+    assert text.count(edit[0]) == 1, f"{source.name}: {edit[0]!r} occurs {text.count(edit[0])} times"
+    return text.replace(*edit)

@@ -1,10 +1,20 @@
 // What a kernel may ask of the card beyond plain CUDA C++, one instruction or two per function. tests/simt/core holds a
 // header of the same name that does the same on a CPU: kernels that keep to these two lists run under both.
-//   here:       conversions, copy_async*, load_matrix_x4_trans, multiply_*, opaque, sum_over_warp, dynamic_shared,
-//   launch plain CUDA: __global__, __device__, __shared__, __launch_bounds__, __syncthreads, threadIdx, blockIdx, dim3
+//   here:       widen, narrow, load_pair, Vector, load_vector, load_vector_once, store_vector, copy_async*,
+//               load_matrix_x4_trans, multiply_*, round_to_tf32, float_of_bits, bits_of_float, opaque,
+//               shuffle_down, shuffle_xor, broadcast, vote, sum_over_warp, max_over_warp, merge_over_warp,
+//               atomic_add, atomic_max, atomic_min, atomic_swap_if, dynamic_shared, launch
+//   plain CUDA: __global__, __device__, __host__, __forceinline__, __launch_bounds__, __restrict__, __syncthreads,
+//               __syncwarp, __threadfence, threadIdx, blockIdx, blockDim, gridDim (all one-dimensional), float2,
+//               __popc, __popcll, __ffs, __ffsll, __clz, __clzll, __umulhi, __umul64hi, rsqrtf, <cmath>'s functions;
+//               cudaMemsetAsync, cudaMemset2DAsync, cudaMemcpyAsync from device to device, cudaGetDevice,
+//               cudaDeviceGetAttribute
 #pragma once
 #include "core/array.h"
+#include <cmath>
+#include <cstring>
 #include <cuda_runtime.h>
+#include <type_traits>
 
 namespace gg {
 
@@ -16,11 +26,50 @@ __device__ __forceinline__ float widen(f16 x) {
   return wide;
 }
 
+__device__ __forceinline__ double widen(double x) { return x; }
+
+// The nearest value of a type, ties to even.
+template <class T> __device__ __forceinline__ T narrow(float x) { return T(x); }
+template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) {
+  bf16 rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+  return rounded;
+}
+template <> __device__ __forceinline__ f16 narrow<f16>(float x) {
+  f16 rounded;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+  return rounded;
+}
+
 // Two neighbours at an address aligned to the pair.
 __device__ __forceinline__ float2 load_pair(const float *p) { return *reinterpret_cast<const float2 *>(p); }
 template <class Half> __device__ __forceinline__ float2 load_pair(const Half *p) {
   const uint32_t both = *reinterpret_cast<const uint32_t *>(p);
   return {widen(Half{uint16_t(both)}), widen(Half{uint16_t(both >> 16)})};
+}
+
+// 16 bytes of neighbours, read and written by one instruction at an address that is a multiple of 16, in global or
+// shared memory. What is read `once` leaves the caches first.
+template <class T> struct alignas(16) Vector {
+  static constexpr int size = 16 / int(sizeof(T));
+  T at[size];
+};
+template <class T> __device__ __forceinline__ Vector<T> load_vector(const T *p) {
+  const uint4 words = *reinterpret_cast<const uint4 *>(p);
+  Vector<T> v;
+  std::memcpy(&v, &words, 16);
+  return v;
+}
+template <class T> __device__ __forceinline__ Vector<T> load_vector_once(const T *p) {
+  const uint4 words = __ldcs(reinterpret_cast<const uint4 *>(p)); // of global memory alone
+  Vector<T> v;
+  std::memcpy(&v, &words, 16);
+  return v;
+}
+template <class T> __device__ __forceinline__ void store_vector(T *p, const Vector<T> &v) {
+  uint4 words;
+  std::memcpy(&words, &v, 16);
+  *reinterpret_cast<uint4 *>(p) = words;
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return uint32_t(__cvta_generic_to_shared(p)); }
@@ -73,6 +122,7 @@ __device__ __forceinline__ uint32_t round_to_tf32(float x) {
   return bits;
 }
 __device__ __forceinline__ float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t bits_of_float(float x) { return __float_as_uint(x); }
 
 // The same value, of which the compiler knows no more: what is computed from it stays where it is used instead of being
 // hoisted out of loops into registers.
@@ -81,12 +131,78 @@ __device__ __forceinline__ int64_t opaque(int64_t x) {
   return x;
 }
 
-// By halving, so in a fixed order; every lane gets the sum.
+// Between the lanes of a warp; all 32 must come here. A value is any plain struct of whole 32-bit words.
+template <class T, class Shuffle> __device__ __forceinline__ T shuffle_words(const T &x, Shuffle shuffle) {
+  static_assert(sizeof(T) % 4 == 0 && std::is_trivially_copyable_v<T>, "shuffles move whole words");
+  uint32_t words[sizeof(T) / 4];
+  std::memcpy(words, &x, sizeof(T));
+#pragma unroll
+  for (uint32_t &word : words)
+    word = shuffle(word);
+  T y;
+  std::memcpy(&y, words, sizeof(T));
+  return y;
+}
+// The value of the lane `distance` further up; the last `distance` lanes keep their own.
+template <class T> __device__ __forceinline__ T shuffle_down(const T &x, int distance) {
+  return shuffle_words(x, [=](uint32_t word) { return __shfl_down_sync(0xffffffffu, word, distance); });
+}
+// The value of lane (own ^ mask).
+template <class T> __device__ __forceinline__ T shuffle_xor(const T &x, int mask) {
+  return shuffle_words(x, [=](uint32_t word) { return __shfl_xor_sync(0xffffffffu, word, mask); });
+}
+// The value of a lane, which may differ from lane to lane.
+template <class T> __device__ __forceinline__ T broadcast(const T &x, int lane) {
+  return shuffle_words(x, [=](uint32_t word) { return __shfl_sync(0xffffffffu, word, lane); });
+}
+// Bit l says whether lane l came with true.
+__device__ __forceinline__ uint32_t vote(bool is) { return __ballot_sync(0xffffffffu, is); }
+
+// Over a warp by halving, so in a fixed order; every lane gets the result.
 template <class T> __device__ __forceinline__ T sum_over_warp(T x) {
 #pragma unroll
   for (int half = 16; half > 0; half /= 2)
-    x += __shfl_xor_sync(0xffffffffu, x, half);
+    x += shuffle_xor(x, half);
   return x;
+}
+// NaNs are passed over.
+template <class T> __device__ __forceinline__ T max_over_warp(T x) {
+#pragma unroll
+  for (int half = 16; half > 0; half /= 2) {
+    const T y = shuffle_xor(x, half);
+    x = x < y || x != x ? y : x;
+  }
+  return x;
+}
+// merge(x, y) gets x from the lower lane, so that all lanes end with the same bits whatever merge does with its order.
+template <class T, class Merge> __device__ __forceinline__ T merge_over_warp(T x, Merge merge) {
+#pragma unroll
+  for (int half = 16; half > 0; half /= 2) {
+    const T y = shuffle_xor(x, half);
+    x = threadIdx.x & unsigned(half) ? merge(y, x) : merge(x, y);
+  }
+  return x;
+}
+
+// Integers alone: sums of floats would depend on who comes first. Each returns what was there before. The types are
+// int32_t, uint32_t and uint64_t, in global or shared memory.
+template <class T> using AtomicWord = std::conditional_t<sizeof(T) == 8, unsigned long long, T>;
+template <class T> __device__ __forceinline__ AtomicWord<T> *atomic_word(T *at) {
+  static_assert(std::is_integral_v<T> && (sizeof(T) == 4 || std::is_same_v<T, uint64_t>), "no such atomic");
+  return reinterpret_cast<AtomicWord<T> *>(at);
+}
+template <class T> __device__ __forceinline__ T atomic_add(T *at, T x) {
+  return T(atomicAdd(atomic_word(at), AtomicWord<T>(x)));
+}
+template <class T> __device__ __forceinline__ T atomic_max(T *at, T x) {
+  return T(atomicMax(atomic_word(at), AtomicWord<T>(x)));
+}
+template <class T> __device__ __forceinline__ T atomic_min(T *at, T x) {
+  return T(atomicMin(atomic_word(at), AtomicWord<T>(x)));
+}
+// Writes x where `expected` stands.
+template <class T> __device__ __forceinline__ T atomic_swap_if(T *at, T expected, T x) {
+  return T(atomicCAS(atomic_word(at), AtomicWord<T>(expected), AtomicWord<T>(x)));
 }
 
 __device__ __forceinline__ char *dynamic_shared() {

@@ -155,7 +155,7 @@ def _with_workspace(kernel: Callable[..., None], workspace_bytes: Callable[..., 
 
     def launch(*args: Any) -> None:
         words = -(-workspace_bytes(*args) // 4)
-        kernel(*args, _arrays.empty(args[0], (max(words, 1),), "float32"))
+        kernel(*args, _arrays.empty(_arrays.first(args[0]), (max(words, 1),), "float32"))
 
     return launch
 

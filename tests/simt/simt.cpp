@@ -32,12 +32,12 @@ char *map_pages(int64_t bytes) {
 // Memory between two pages that fault when touched, filled with poison.
 struct Guarded {
   char *pages;
-  int64_t inner, bytes;
-  bool at_end;
+  int64_t inner, bytes, before; // bytes between the pages, of the memory asked for, and in front of it
 
-  Guarded(int64_t bytes, bool at_end) : bytes(bytes), at_end(at_end) {
+  Guarded(int64_t bytes, bool at_end, int64_t alignment) : bytes(bytes) {
     const int64_t page = page_bytes();
     inner = (bytes + page - 1) / page * page;
+    before = at_end ? (inner - bytes) / alignment * alignment : 0;
     pages = map_pages(inner + 2 * page);
     std::memset(pages + page, poison, size_t(inner));
     mprotect(pages, size_t(page), PROT_NONE);
@@ -46,10 +46,13 @@ struct Guarded {
   ~Guarded() { munmap(pages, size_t(inner + 2 * page_bytes())); }
   Guarded(const Guarded &) = delete;
 
-  char *data() const { return pages + page_bytes() + (at_end ? inner - bytes : 0); }
+  char *data() const { return pages + page_bytes() + before; }
   bool slack_untouched() const {
-    const char *slack = at_end ? pages + page_bytes() : data() + bytes;
-    return std::all_of(slack, slack + inner - bytes, [](char c) { return static_cast<unsigned char>(c) == poison; });
+    const auto untouched = [](const char *from, const char *to) {
+      return std::all_of(from, to, [](char c) { return static_cast<unsigned char>(c) == poison; });
+    };
+    const char *first = pages + page_bytes();
+    return untouched(first, data()) && untouched(data() + bytes, first + inner);
   }
 };
 
@@ -154,6 +157,18 @@ void require(bool ok, const char *what) {
     throw std::runtime_error(what);
 }
 
+bool is_shared(const void *at) {
+  const char *place = static_cast<const char *>(at);
+  return place >= block.shared && place < block.shared + block.shared_bytes;
+}
+
+bool is_callers_stream(void *stream) {
+  const bool is = stream == settings.stream;
+  if (!is)
+    settings.error = "work on another stream than the caller's";
+  return is;
+}
+
 void require_shared(const void *at, int64_t bytes, int64_t alignment) {
   const char *from = static_cast<const char *>(at);
   require(from >= block.shared && from + bytes <= block.shared + block.shared_bytes, "outside of shared memory");
@@ -167,6 +182,11 @@ void sync_threads() {
   for (int i = 0; i < int(block.fibers.size()); ++i)
     if (!block.fibers[i].done && i != block.current)
       block.ready.push_back(i);
+}
+
+void let_others_run() {
+  block.ready.push_back(block.current);
+  wait();
 }
 
 void warp_instruction(const char *name, const std::function<void(Warp &)> &execute) {
@@ -208,11 +228,13 @@ void copy_async_wait(int pending) {
 }
 
 bool run_blocks(int64_t blocks, int threads, int64_t shared_bytes, std::function<void()> kernel) {
-  settings.error.clear();
-  if (blocks < 1 || threads < 1 || threads > most_threads || threads % warp_size) {
+  constexpr int64_t reserved = 1024; // of the multiprocessor's shared memory, for each block
+  if (blocks < 1 || blocks > INT32_MAX || threads < 1 || threads > most_threads || threads % warp_size)
     settings.error = "a launch that no card accepts";
+  else if (shared_bytes + reserved > settings.shared_per_multiprocessor)
+    settings.error = "more shared memory than a block of this card may have";
+  if (!settings.error.empty())
     return false;
-  }
   std::vector<int64_t> order(blocks);
   std::iota(order.begin(), order.end(), 0);
   random_order.seed(settings.seed);
@@ -220,11 +242,13 @@ bool run_blocks(int64_t blocks, int threads, int64_t shared_bytes, std::function
 
   static char *stacks = map_pages(most_threads * stack_bytes);
   block.kernel = std::move(kernel);
+  block.size = {unsigned(threads)};
+  block.grid = {unsigned(blocks)};
   block.shared_bytes = (shared_bytes + 15) / 16 * 16;
   const Faults faults;
   try {
     for (int64_t i : order) {
-      const Guarded shared(block.shared_bytes, true);
+      const Guarded shared(block.shared_bytes, true, 16);
       block.shared = shared.data();
       block.index = {unsigned(i), 0, 0};
       if (sigsetjmp(fault, 1) == 0)
@@ -246,18 +270,19 @@ extern "C" {
 void simt_configure(uint64_t seed, int64_t shared_per_multiprocessor) {
   simt::settings.seed = seed;
   simt::settings.shared_per_multiprocessor = shared_per_multiprocessor;
+  simt::settings.error.clear();
 }
 
 const char *simt_error() { return simt::settings.error.c_str(); }
 
-// A device buffer that ends (or else begins) at a guard page.
-void *simt_allocate(int64_t bytes, bool at_end) {
-  auto *buffer = new simt::Guarded(bytes, at_end);
+// A device buffer that begins at a guard page, or else ends at one as nearly as the alignment allows.
+void *simt_allocate(int64_t bytes, bool at_end, int64_t alignment) {
+  auto *buffer = new simt::Guarded(bytes, at_end, alignment);
   simt::buffers()[buffer->data()] = buffer;
   return buffer->data();
 }
 
-// Whether nothing was written on the buffer's other side.
+// Whether nothing was written beside the buffer.
 bool simt_free(void *data) {
   simt::Guarded *buffer = simt::buffers().at(data);
   simt::buffers().erase(data);

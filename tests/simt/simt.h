@@ -4,7 +4,9 @@
 // Which waiting fiber runs next, and which block, is drawn from a seed. What a card would leave undefined is made wrong
 // on purpose: shared memory starts as NaNs, the target of an asynchronous copy is NaNs until the copy is waited for,
 // device buffers end at guard pages. What a card would hang on or reject is an error: barriers that not all threads
-// reach, warps whose lanes disagree on the instruction, misaligned copies, copies outside of the block's shared memory.
+// reach, warps whose lanes disagree on the instruction, misaligned copies, copies outside of the block's shared memory,
+// more shared memory than the card has, work on another stream than the caller's. What a launcher must not do it cannot
+// say here: there is no cudaMalloc, no synchronisation, no copy to or from the host.
 // It knows nothing of time, caches or weak memory order, and of shared memory only the dynamic kind.
 #pragma once
 #include <csetjmp>
@@ -54,7 +56,7 @@ struct Warp {
 };
 
 struct Block {
-  dim3 index;
+  dim3 index, size, grid;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<int> ready;
@@ -74,14 +76,22 @@ inline Slot &current_slot() { return current_warp().slot[current().lane]; }
 struct Settings {
   uint64_t seed = 0;
   int64_t shared_per_multiprocessor = 0;
-  std::string error; // of the last launch that failed
+  void *stream = nullptr; // the caller's: work on any other one would run before or after its time
+  std::string error;      // of the last launch that failed
 };
 extern Settings settings;
 
 void require(bool ok, const char *what);
+bool is_shared(const void *at);
 void require_shared(const void *at, int64_t bytes, int64_t alignment);
 
+// Whether the stream is settings.stream; if not, settings.error says so.
+bool is_callers_stream(void *stream);
+
 void sync_threads();
+
+// Puts the fiber back among those that can run.
+void let_others_run();
 
 // Waits until all lanes of the warp have come to the same instruction; the last one executes it for all.
 void warp_instruction(const char *name, const std::function<void(Warp &)> &execute);
