@@ -83,7 +83,10 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     kind = framework(like, "array")
     if kind == "jax" and device_type(like) != "cpu":
         raise TypeError("array: JAX arrays on a GPU are not supported yet; expected a CPU array")
-    return sys.modules["cupy"].empty(shape, dtype) if kind == "cupy" else np.empty(shape, dtype)
+    if kind == "cupy":
+        with like.device:  # or it would lie on the current one
+            return sys.modules["cupy"].empty(shape, dtype)
+    return np.empty(shape, dtype)
 
 
 def returned(result: Any, like: Array) -> Array:
@@ -152,6 +155,9 @@ def unit_inner_stride(x: Array) -> Array:
         if x.size == 0 or (x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)):
             return x if x.flags.aligned else x.copy()
         return np.ascontiguousarray(x)
+    if framework(x, "array") == "cupy" and x.size and x.strides[-1:] != (x.itemsize,):
+        with x.device:
+            return sys.modules["cupy"].ascontiguousarray(x)
     return x
 
 
@@ -160,7 +166,12 @@ def contiguous(x: Array) -> Array:
     if is_torch(x):
         # Asked first, because a list of parameters is contiguous and both calls would cost more than reading it.
         return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
-    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) and not x.flags.c_contiguous else x
+    if isinstance(x, np.ndarray):
+        return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    if framework(x, "array") == "cupy" and not x.flags.c_contiguous:
+        with x.device:
+            return sys.modules["cupy"].ascontiguousarray(x)
+    return x
 
 
 def samples_first(x: Array, name: str) -> Array:

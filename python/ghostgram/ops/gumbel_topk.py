@@ -103,7 +103,7 @@ class GumbelTopK:
         kind, id_dtype = _arrays.framework(scores, "scores"), _arrays.dtype_name(ids)
         scores, ids = checked(scores, ids)
         self._expect_ids(id_dtype, "ids")
-        self._take(scores, ids, *self._options)
+        self._take(_arrays.unit_inner_stride(scores), ids, *self._options)
         self._kind, self._id_dtype = self._kind or kind, id_dtype
 
     def merge(self, other: GumbelTopK) -> None:
@@ -208,8 +208,8 @@ def raise_fault(nan_at: int, two_scores: int, two_scores_id: int, no_room: int) 
 
 
 def _home(scores: Array) -> Array:
-    """An array of where a reservoir beside these scores lies: in NumPy for any array of the CPU."""
-    return scores if _arrays.device_type(scores) != "cpu" else np.empty(0)
+    """An array of the kind and on the device that a reservoir for these scores is of: theirs, or NumPy for JAX."""
+    return np.empty(0) if _arrays.framework(scores, "scores") == "jax" else scores
 
 
 def checked(scores: Array, ids: Array | None) -> tuple[Array, Array | None]:
@@ -269,4 +269,5 @@ _torch.define(
     "gumbel_topk(Tensor scores, Tensor? ids, int k, int seed, float temperature, str backend) -> (Tensor, Tensor)",
     compute,
     outputs,
+    waits=True,
 )
