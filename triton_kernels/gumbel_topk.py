@@ -62,11 +62,8 @@ def gumbel_topk_orders(
     key = tl.load(scores + at, mask=live, other=0.0).to(tl.float64)
     is_nan = live & (key != key)
     if NOISY:
-        if ids is None:
-            id = at.to(tl.uint64)
-        else:
-            id = tl.load(ids + at, mask=live, other=0).to(tl.uint64, bitcast=True)
-        h = noise_bits(id, tl.cast(seed, tl.int64).to(tl.uint64, bitcast=True))
+        id = at if ids is None else tl.load(ids + at, mask=live, other=0)
+        h = noise_bits(id.to(tl.uint64, bitcast=True), tl.cast(seed, tl.int64).to(tl.uint64, bitcast=True))
         u = (h | 0x3FF0000000000000).to(tl.float64, bitcast=True) - (1.0 - 2.0**-53)
         noise = -log_same_bits(-log_same_bits(u))
         key = key / tl.cast(temperature_bits, tl.int64).to(tl.float64, bitcast=True) + noise

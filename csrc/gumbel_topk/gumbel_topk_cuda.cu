@@ -4,6 +4,7 @@
 // everything that reached the threshold is sorted instead, by kernels that otherwise return at once. Nothing depends on
 // who comes first: only integers are added atomically. See docs/gpu/gumbel_topk.md.
 #include "core/gumbel.h"
+#include "core/sort.cuh"
 #include "gumbel_topk/gumbel_topk.h"
 #include <cmath>
 #include <type_traits>
@@ -13,7 +14,8 @@ namespace {
 
 constexpr int threads = 256, per_thread = 8, tile = threads * per_thread, warps = threads / 32;
 constexpr int digit_bits = 11, bins = 1 << digit_bits, passes_of_a_word = (64 + digit_bits - 1) / digit_bits;
-constexpr int sample_blocks = 256, sample_of_a_block = 512, sample = sample_blocks * sample_of_a_block;
+constexpr int sample_blocks = 64, sample_of_a_block = 256, sample_margin = 5,
+              sample = sample_blocks * sample_of_a_block;
 
 // What is selected and sorted: a key as an integer, better keys first, and what it belongs to.
 struct alignas(16) Entry {
@@ -64,28 +66,6 @@ struct Work {
 
 __device__ __forceinline__ bool runs(const Work &w, Route route) {
   return w.state->route == route && w.state->exact == w.exact;
-}
-
-// Which documents `own` counts are those of lower threads; all of the block come here, and all get the total.
-template <int count> __device__ __forceinline__ int sum_below(int own, int *warp_sums, int &total) {
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  int inclusive = own;
-#pragma unroll
-  for (int by = 1; by < 32; by *= 2) {
-    const int below = broadcast(inclusive, lane >= by ? lane - by : lane);
-    inclusive += lane >= by ? below : 0;
-  }
-  if (lane == 31)
-    warp_sums[warp] = inclusive;
-  __syncthreads(); // everyone's sum is there
-  int before = 0;
-  total = 0;
-  for (int i = 0; i < count / 32; ++i) {
-    before += i < warp ? warp_sums[i] : 0;
-    total += warp_sums[i];
-  }
-  __syncthreads(); // nobody reads them any more
-  return before + inclusive - own;
 }
 
 // ---- Documents and their keys ----
@@ -431,47 +411,19 @@ __global__ void __launch_bounds__(threads) gumbel_topk_select(GumbelTopK s, Work
 
 // ---- Sort ----
 
-// Sorts every tile, by Batcher's bitonic network.
 __global__ void __launch_bounds__(threads, 4) gumbel_topk_sort(GumbelTopK s, Work w) {
   if (!runs(w, Route::attempt))
     return;
   Entry *shared = reinterpret_cast<Entry *>(dynamic_shared());
-  const Before before(s);
   for (int64_t first = int64_t(blockIdx.x) * tile; first < w.state->entries; first += int64_t(w.blocks) * tile) {
     const int n = int(least(tile, w.state->entries - first));
     for (int i = int(threadIdx.x); i < tile; i += threads)
       shared[i] = i < n ? w.entries[first + i] : Entry{last_order, 0};
-#pragma unroll 1
-    for (int size = 2; size <= tile; size *= 2)
-#pragma unroll 1
-      for (int by = size / 2; by > 0; by /= 2) {
-        __syncthreads(); // the step before is done
-        for (int p = int(threadIdx.x); p < tile / 2; p += threads) {
-          const int i = 2 * p - (p & (by - 1)), j = i + by;
-          const Entry x = shared[i], y = shared[j];
-          if (before(y, x) == !(i & size))
-            shared[i] = y, shared[j] = x;
-        }
-      }
-    __syncthreads(); // before the tile is read
+    sort_tile<tile, threads>(shared, Before(s));
     for (int i = int(threadIdx.x); i < n; i += threads)
       w.entries[first + i] = shared[i];
     __syncthreads(); // before the next one is written
   }
-}
-
-// How many of the first `count` of x and y, merged, are x's.
-__device__ __forceinline__ int64_t split(const Before &before, const Entry *x, int64_t in_x, const Entry *y,
-                                         int64_t in_y, int64_t count) {
-  int64_t low = most(0, count - in_y), high = least(count, in_x);
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (before(y[count - 1 - middle], x[middle]))
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  return low;
 }
 
 // From sorted runs of `width` entries to runs of twice that; a tile of the result at a time.
@@ -479,35 +431,10 @@ __global__ void __launch_bounds__(threads) gumbel_topk_merge(GumbelTopK s, Work 
   const int64_t entries = w.state->entries;
   if (!runs(w, Route::attempt) || width >= entries)
     return;
-  Entry *shared = reinterpret_cast<Entry *>(dynamic_shared());
-  int64_t *ends = reinterpret_cast<int64_t *>(shared + tile);
   const Entry *from = back ? w.slots : w.entries;
   Entry *to = back ? w.entries : w.slots;
-  const Before before(s);
-  for (int64_t first = int64_t(blockIdx.x) * tile; first < entries; first += int64_t(w.blocks) * tile) {
-    const int64_t begin = first / (2 * width) * (2 * width), offset = first - begin;
-    const int64_t in_x = least(width, entries - begin), in_y = least(width, entries - begin - in_x);
-    const int n = int(least(tile, in_x + in_y - offset));
-    const Entry *x = from + begin, *y = x + in_x;
-    if (threadIdx.x < 2)
-      ends[threadIdx.x] = split(before, x, in_x, y, in_y, offset + threadIdx.x * n);
-    __syncthreads(); // both ends are known
-    const int64_t x_first = ends[0], y_first = offset - x_first;
-    const int xs = int(ends[1] - x_first), ys = n - xs;
-    for (int i = int(threadIdx.x); i < n; i += threads)
-      shared[i] = i < xs ? x[x_first + i] : y[y_first + i - xs];
-    __syncthreads(); // both parts are here
-    const int own = int(least(n, threadIdx.x * per_thread));
-    int i = int(split(before, shared, xs, shared + xs, ys, own)), j = own - i;
-#pragma unroll
-    for (int e = 0; e < per_thread; ++e) {
-      if (own + e < n) {
-        const bool take_x = j >= ys || (i < xs && !before(shared[xs + j], shared[i]));
-        to[first + own + e] = shared[take_x ? i++ : xs + j++];
-      }
-    }
-    __syncthreads(); // before the next tile is written
-  }
+  for (int64_t first = int64_t(blockIdx.x) * tile; first < entries; first += int64_t(w.blocks) * tile)
+    merge_tile<tile, threads>(from, to, entries, width, first, dynamic_shared(), Before(s));
 }
 
 // ---- One id, two scores ----
@@ -558,10 +485,10 @@ struct Plan {
     while (table < 2 * least(s.k, most_entries))
       table *= 2;
 
-    // A key that some more than k of the first piece reach, going by a sample; as on the CPU.
+    // A key that some more than k of the first piece reach, going by a sample: by 5 standard deviations.
     sample_stride = piece / sample_blocks / sample_of_a_block * sample_of_a_block;
     const double expected = double(sample) * double(s.k) / double(most(1, piece));
-    rank = expected < sample ? int64_t(expected + 5 * std::sqrt(expected) + 16) : sample;
+    rank = expected < sample ? int64_t(expected + sample_margin * (std::sqrt(expected) + 3)) + 1 : sample;
     if (sample_stride < 8 * sample_of_a_block || rank > sample / 2)
       rank = 0;
   }
@@ -658,7 +585,7 @@ private:
     start(gumbel_topk_sort, w.blocks, threads, tile_bytes);
     bool back = false;
     for (int64_t width = tile; width < most_sorted; width *= 2, back = !back)
-      start(gumbel_topk_merge, w.blocks, threads, tile_bytes + 2 * int64_t(sizeof(int64_t)), width, back);
+      start(gumbel_topk_merge, w.blocks, threads, merge_bytes<tile, Entry>, width, back);
     start(gumbel_topk_filter<Stage::distinct>, w.blocks, threads, sums_bytes);
     number_and_place<Stage::distinct>();
   }
