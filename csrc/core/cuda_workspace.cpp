@@ -48,6 +48,9 @@ void run_on_device(const char *op, py::handle a, const View &a_view, py::handle 
   const std::string enough = "at least " + std::to_string(bytes) + " bytes";
   expect(scratch.shape[0] * size_of(scratch.dtype) >= bytes, "workspace", enough.c_str(), scratch);
 
+  expect(reinterpret_cast<uintptr_t>(scratch.data) % 16 == 0, "workspace", "an address that is a multiple of 16",
+         scratch);
+
   void *stream = current_stream(a, a_view.device);
   cudaError_t status;
   {

@@ -74,6 +74,18 @@ bool dtype_from(const char *format, int64_t item, DType &out) {
   return false;
 }
 
+bool on_a_card(dlpack::Device device) {
+  return device.type == dlpack::cuda || device.type == dlpack::cuda_managed || device.type == dlpack::rocm;
+}
+
+// Where an array with __dlpack__ lies; on the CPU where it does not say.
+dlpack::Device device_of(py::handle object) {
+  if (!py::hasattr(object, "__dlpack_device__"))
+    return {dlpack::cpu, 0};
+  const auto [type, index] = object.attr("__dlpack_device__")().cast<std::pair<int32_t, int32_t>>();
+  return {type, index};
+}
+
 constexpr const char *supported = "float32, float64, bfloat16, float16, int32, int64 or bool";
 
 } // namespace
@@ -130,13 +142,20 @@ void View::from_protocol(py::handle object) {
   if (!py::hasattr(object, "__dlpack__"))
     throw py::type_error(std::string(name_) + ": expected an array (torch, NumPy, or anything with __dlpack__), got " +
                          Py_TYPE(object.ptr())->tp_name);
+  py::dict options;
+  if (const dlpack::Device where = device_of(object); on_a_card(where)) {
+    // The producer makes its work come before ours, on the stream that we shall launch on: 1 is CUDA's name for the
+    // default one, which other streams wait for. Nothing happens where that is the producer's own.
+    const auto stream = reinterpret_cast<uintptr_t>(current_stream(object, where));
+    options["stream"] = stream ? stream : 1;
+  }
   py::object capsule;
   try {
-    capsule = object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 1));
+    capsule = object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 1), **options);
   } catch (py::error_already_set &error) {
     if (!error.matches(PyExc_TypeError)) // producers from before DLPack 1.0 take no max_version
       throw;
-    capsule = object.attr("__dlpack__")();
+    capsule = object.attr("__dlpack__")(**options);
   }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     auto *m = static_cast<dlpack::ManagedVersioned *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
@@ -163,6 +182,8 @@ void View::take(const dlpack::Tensor &t) {
                          std::to_string(t.dtype.code) + " with " + std::to_string(t.dtype.bits) + " bits");
   ndim = t.ndim;
   device = t.device;
+  if (device.type == dlpack::cuda_managed) // kernels see no difference
+    device.type = dlpack::cuda;
   int64_t count = 1;
   for (int i = ndim - 1; i >= 0; --i) {
     shape[i] = t.shape[i];
@@ -226,10 +247,18 @@ void expect_one_device(const char *op, const View &first, std::initializer_list<
 
 void *current_stream(py::handle object, dlpack::Device device) {
   const dlpack::Exchange *api = exchange_of(Py_TYPE(object.ptr()));
-  void *stream = nullptr;
-  if (api && api->current_stream && api->current_stream(device.type, device.index, &stream))
-    throw py::error_already_set();
-  return stream;
+  if (api && api->current_stream) {
+    void *stream = nullptr;
+    if (api->current_stream(device.type, device.index, &stream))
+      throw py::error_already_set();
+    return stream;
+  }
+  if (!py::hasattr(object, "__cuda_array_interface__"))
+    return nullptr;
+  const py::dict interface = object.attr("__cuda_array_interface__");
+  if (!interface.contains("stream") || interface["stream"].is_none())
+    return nullptr;
+  return reinterpret_cast<void *>(interface["stream"].cast<uintptr_t>()); // 1 and 2 are CUDA's names for default ones
 }
 
 } // namespace gg

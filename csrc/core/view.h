@@ -55,7 +55,8 @@ void expect_dots(const char *name, const View &got, DType sums, int64_t samples,
 // Throws ValueError that names the op unless every array lies where `first` does; null stands for an absent one.
 void expect_one_device(const char *op, const View &first, std::initializer_list<const View *> others);
 
-// The caller's current stream on that device, through the exchange API of `object`'s type; null where it has none.
+// The caller's current stream on that device: what the exchange API of `object`'s type says, or else the stream of its
+// __cuda_array_interface__ (for CuPy the current one too); null, the default stream, where there is neither.
 void *current_stream(py::handle object, dlpack::Device device);
 
 } // namespace gg

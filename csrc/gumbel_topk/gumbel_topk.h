@@ -18,19 +18,24 @@
 // -0 counts as 0. Infinite scores are legal: +infinity is drawn first and -infinity last. NaN is reported, by the
 // smallest position, and never kept. Equal (id, key) are one document. Of one id with two keys the larger survives, if
 // only one of them is among the best k; if both are, `finish` reports the smallest such id.
+//
+// What is wrong with documents is written to `fault`, never raised: on a card only the card knows it, as it alone knows
+// `held` and `threshold`. The caller looks when it can wait.
 #pragma once
 #include "core/array.h"
 
 namespace gg {
 
-struct GumbelTopKFault {
-  int64_t nan_at = -1;     // a position in scores
-  bool two_scores = false; // one id with different keys among the kept
+struct GumbelTopKFault {  // every call begins by writing this
+  int64_t nan_at = -1;    // the smallest position in scores of a NaN
+  int64_t two_scores = 0; // 1: one id with different keys among the kept, and its bits:
   uint64_t two_scores_id = ~uint64_t{0};
+  int64_t no_room = 0; // 1, and nothing was done: `held`, `capacity` and k break the rules below; seen only on a card
 };
 
 struct GumbelTopK {
   static constexpr int64_t least_spare = 512; // capacity >= k + least_spare, unless all documents fit in any case
+  static constexpr int64_t fault_words = sizeof(GumbelTopKFault) / sizeof(int64_t);
 
   DType dtype; // of scores
   int64_t count, k;
@@ -50,5 +55,10 @@ struct GumbelTopK {
 };
 
 void gumbel_topk_cpu(const GumbelTopK &);
+
+// The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
+// `workspace` bytes that gumbel_topk_cuda_workspace asks for. Returns a cudaError_t.
+int64_t gumbel_topk_cuda_workspace(const GumbelTopK &);
+int gumbel_topk_cuda(const GumbelTopK &, void *workspace, void *stream);
 
 } // namespace gg

@@ -2,9 +2,8 @@
 // the few that pass it, and a reservoir that is thinned to the best k when it is full. Large calls guess the threshold
 // from a sample; a wrong guess costs a second scan, no document. What bounds it: the integer
 // multiplications of Philox. See docs/ops/gumbel_topk.md.
-#include "core/log.h"
+#include "core/gumbel.h"
 #include "core/parallel.h"
-#include "core/philox.h"
 #include "core/workspace.h"
 #include "gumbel_topk/gumbel_topk.h"
 
@@ -19,7 +18,6 @@ constexpr int64_t block = GumbelTopK::least_spare; // scanned at once: scores, i
 constexpr int64_t blocks_per_claim = 16;
 constexpr int width = lanes<double>;
 constexpr double infinity = __builtin_inf();
-constexpr double ln2 = 0.693147180559945309;
 
 // Lane l is bit l: whether x[l] is not below y, as NaN never is.
 static inline uint32_t not_below(vec<double> x, double y) {
@@ -35,33 +33,6 @@ static inline uint32_t not_below(vec<double> x, double y) {
     bits |= uint32_t{!(x[l] < y)} << l;
   return bits;
 #endif
-}
-
-// h: 52 random bits for each id.
-static inline vec<uint64_t> noise_bits(vec<uint64_t> id, uint64_t seed) {
-  vec<uint64_t> words[4] = {id, id >> 32, {}, {}};
-  philox4x32_10(words, seed);
-  return (words[0] << 32 | words[1]) >> 12;
-}
-
-// G = -log(-log u), u = (h + 1/2) 2^-52: exact, as 1 + h 2^-52 less 1 - 2^-53.
-static inline vec<double> gumbel(vec<uint64_t> h) {
-  const vec<double> u = double_of_bits(h | 0x3ff0000000000000) - (1 - 0x1p-53);
-  return -log_same_bits(-log_same_bits(u));
-}
-
-// x + G is at most this plus bound_offset, and no more than .06 below that where u is near 1: -log u >= 1 - u > m 2^-52
-// with m = 2^52 - 1 - h, and the bits of m as a double, read as a fixed-point number, are 1023 + log2 m less 0 to
-// .0861, the chord of each octave lying below the curve. Roundings take up to 1e-12, which limit_of_bound allows for.
-static inline vec<double> bound_of_key(vec<double> x, vec<uint64_t> h) {
-  const vec<double> m = double_of_bits(h ^ 0x433fffffffffffff) - 0x1p52;
-  return x - double_of_bits(bits_of_double(m) >> 11 | 0x4330000000000000) * (ln2 * 0x1p-41);
-}
-constexpr double bound_offset = ln2 * (52 + 1023 + 2048); // 2048: the 2^52 that carries the fixed-point number
-// What a bound is compared with: the threshold, less what roundings may take from the bound.
-static inline double limit_of_bound(double threshold) {
-  const double size = threshold < 0 ? -threshold : threshold;
-  return size < infinity ? threshold - (size + 64) * 0x1p-40 - bound_offset : threshold;
 }
 
 struct Entry {
@@ -167,7 +138,7 @@ public:
       uint64_t known = least_id.load();
       while (id(pair->pick) < known && !least_id.compare_exchange_weak(known, id(pair->pick)))
         ;
-      std::atomic_ref<bool>(s.fault->two_scores).store(true);
+      std::atomic_ref<int64_t>(s.fault->two_scores).store(1);
     });
   }
 
@@ -251,6 +222,7 @@ public:
   explicit Kernel(const GumbelTopK &args) : s(args), reservoir(args), noisy(s.temperature > 0) {}
 
   void run() {
+    *s.fault = {};
     if (s.k == 0)
       *s.threshold = infinity;
     guess = guessed_threshold();

@@ -83,7 +83,10 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     kind = framework(like, "array")
     if kind == "jax" and device_type(like) != "cpu":
         raise TypeError("array: JAX arrays on a GPU are not supported yet; expected a CPU array")
-    return sys.modules["cupy"].empty(shape, dtype) if kind == "cupy" else np.empty(shape, dtype)
+    if kind == "cupy":
+        with like.device:  # or it would lie on the current one
+            return sys.modules["cupy"].empty(shape, dtype)
+    return np.empty(shape, dtype)
 
 
 def returned(result: Any, like: Array) -> Array:
@@ -152,6 +155,9 @@ def unit_inner_stride(x: Array) -> Array:
         if x.size == 0 or (x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)):
             return x if x.flags.aligned else x.copy()
         return np.ascontiguousarray(x)
+    if framework(x, "array") == "cupy" and x.size and x.strides[-1:] != (x.itemsize,):
+        with x.device:
+            return sys.modules["cupy"].ascontiguousarray(x)
     return x
 
 
@@ -160,7 +166,12 @@ def contiguous(x: Array) -> Array:
     if is_torch(x):
         # Asked first, because a list of parameters is contiguous and both calls would cost more than reading it.
         return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
-    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) and not x.flags.c_contiguous else x
+    if isinstance(x, np.ndarray):
+        return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    if framework(x, "array") == "cupy" and not x.flags.c_contiguous:
+        with x.device:
+            return sys.modules["cupy"].ascontiguousarray(x)
+    return x
 
 
 def samples_first(x: Array, name: str) -> Array:
@@ -199,12 +210,51 @@ def ids_64(ids: Array, name: str) -> Array:
     return unit_inner_stride(ids.astype("int64") if dtype_name(ids) == "int32" else ids.view("int64"))
 
 
+def ids_back(ids: Array, dtype: str) -> Array:
+    """What `ids_64` made of ids, in the dtype they came in."""
+    if is_torch(ids):
+        torch_dtype = getattr(sys.modules["torch"], dtype)
+        return ids.to(torch_dtype) if dtype == "int32" else ids.view(torch_dtype)
+    return ids.astype("int32") if dtype == "int32" else ids.view(dtype)
+
+
 def from_numpy(values: np.ndarray, kind: str) -> Array:
     """A NumPy array as one of the framework `kind`, as `framework` names them; on the CPU where there is a choice."""
     if kind == "numpy":
         return values
     module = importlib.import_module("jax.numpy" if kind == "jax" else kind)
     return module.from_numpy(values) if kind == "torch" else module.asarray(values)
+
+
+def to_numpy(x: Array) -> Any:
+    """The same numbers in NumPy: waits for a GPU, copies nothing on the CPU."""
+    if is_torch(x):
+        return x.cpu().numpy()
+    return x.get() if framework(x, "array") == "cupy" else np.asarray(x)
+
+
+def in_framework(x: Array, kind: str) -> Array:
+    """The array itself where it is one of the framework `kind`, else a copy of it that is."""
+    return x if framework(x, "array") == kind else from_numpy(to_numpy(x), kind)
+
+
+def moved(x: Array, like: Array) -> Array:
+    """The array itself where it is of like's framework and on its device, else a copy that is."""
+    kind = framework(like, "array")
+    if framework(x, "array") == kind and (kind == "numpy" or x.device == like.device):
+        return x
+    values = to_numpy(x)
+    if kind == "torch":
+        return from_numpy(values, kind).to(like.device)
+    if kind == "cupy":
+        with like.device:
+            return from_numpy(values, kind)
+    return values
+
+
+def copied(x: Array) -> Array:
+    """The same numbers in memory of their own."""
+    return x.clone() if is_torch(x) else x.copy()
 
 
 def floating(x: Array, name: str) -> None:

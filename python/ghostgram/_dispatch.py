@@ -31,7 +31,7 @@ OPS = {
     "grad_gram": Op(inputs=4, outputs=1),
     "embedding_stats": Op(inputs=3, outputs=2),
     "affine_stats": Op(inputs=6, outputs=6),
-    "gumbel_topk": Op(inputs=2, outputs=4),
+    "gumbel_topk": Op(inputs=2, outputs=5),
     "grad_project": Op(inputs=4, outputs=1),
     "softmax_stats": Op(inputs=2, outputs=5),
     "trajectory_match": Op(inputs=5, outputs=3),

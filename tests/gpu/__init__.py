@@ -79,6 +79,8 @@ class Cuda:
     """The cases on which the mutants run until one fails, those that show most first. Unedited, all pass."""
     cases: Sequence[Any] = ()
     """Beyond the shared ones: sizes that matter to this kernel alone."""
+    variants: Mapping[str, Mutant] = field(default_factory=dict)
+    """Edits that no result may depend on, as of sizes that no case reaches: with them too, all `showing` cases pass."""
     work: Callable[[Any], float] = flops
     work_limit: float = 2e7
     """Cases of more `work` are left out, by name: emulation does some 1e8 a second."""
@@ -101,6 +103,8 @@ class Build:
     """tl.constexpr arguments, and those that are None."""
     warps: int = 4
     stages: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else the launcher says to the compiler."""
     multiples: Sequence[str] = ()
     """Integer arguments that are multiples of 16; pointers are."""
     matrix: bool = False

@@ -32,7 +32,8 @@ def compile(build: Build, module: Any, target: GPUTarget) -> Any:
         if str(kinds[name]).startswith("*") or name in build.multiples
     }
     source = ASTSource(fn=kernel, signature=kinds, constexprs=dict(build.constants), attrs=attributes)
-    return triton.compile(source, target=target, options={"num_warps": build.warps, "num_stages": build.stages})
+    options = {"num_warps": build.warps, "num_stages": build.stages, **build.options}
+    return triton.compile(source, target=target, options=options)
 
 
 def resources(compiled: Any, backend: str, folder: str) -> dict[str, Any]:

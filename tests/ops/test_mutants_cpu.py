@@ -55,8 +55,11 @@ MUTANTS = {
         "an empty space has a statistic": ("with_x && s.tokens ?", "with_x ?"),
     },
     "gumbel_topk": {
-        "noise forgets the upper half of an id": ("{id, id >> 32, {}, {}}", "{id, {}, {}, {}}"),
-        "the bound is too low": ("ln2 * (52 + 1023 + 2048)", "ln2 * (51 + 1023 + 2048)"),
+        "noise forgets the upper half of an id": (
+            "noise_bits(load(id + j), seed)",
+            "noise_bits(load(id + j) & 0xffffffffu, seed)",
+        ),
+        "the bound is too low": ("bound_of_key(bound, bits);", "bound_of_key(bound, bits) - ln2;"),
         "a block that found no room is lost": ("        full = true;", "        full = true, span.first += n;"),
         "places of repeated documents stay empty": ("if (distinct >= s.k || dealt == held)", "if (true)"),
         "ties go to the larger id": ("? id(x.pick) < id(y.pick) :", "? id(x.pick) > id(y.pick) :"),

@@ -68,24 +68,27 @@ void finish_fiber() {
   --block.alive;
   if (block.alive && block.at_barrier == block.alive) { // threads that have left do not hold the others up
     block.at_barrier = 0;
-    for (int i = 0; i < int(block.fibers.size()); ++i)
+    for (int i = 0; i < block.threads; ++i)
       if (!block.fibers[i].done)
         block.ready.push_back(i);
   }
 }
 
+// One block after the other: to set a fiber up anew for each takes longer than most blocks do.
 void enter_fiber() {
-  try {
-    block.kernel();
-  } catch (...) {
-    block.error = std::current_exception();
+  for (;; wait()) {
+    try {
+      block.kernel();
+    } catch (...) {
+      block.error = std::current_exception();
+    }
+    finish_fiber();
   }
-  finish_fiber();
-  _longjmp(block.scheduler, 1);
 }
 
 void run_block(char *stacks, int threads) {
-  block.fibers.assign(threads, Fiber{});
+  block.fibers.resize(most_threads);
+  block.threads = threads;
   block.warps.assign((threads + warp_size - 1) / warp_size, Warp{});
   block.ready.resize(threads);
   std::iota(block.ready.begin(), block.ready.end(), 0);
@@ -97,6 +100,11 @@ void run_block(char *stacks, int threads) {
     fiber.thread = {unsigned(i), 0, 0};
     fiber.warp = i / warp_size;
     fiber.lane = i % warp_size;
+    fiber.done = false;
+    fiber.groups.clear();
+    fiber.open.clear();
+    if (fiber.started)
+      continue;
     getcontext(&fiber.first);
     fiber.first.uc_stack.ss_sp = stacks + i * stack_bytes;
     fiber.first.uc_stack.ss_size = stack_bytes;
@@ -179,7 +187,7 @@ void sync_threads() {
   if (++block.at_barrier < block.alive)
     return wait();
   block.at_barrier = 0;
-  for (int i = 0; i < int(block.fibers.size()); ++i)
+  for (int i = 0; i < block.threads; ++i)
     if (!block.fibers[i].done && i != block.current)
       block.ready.push_back(i);
 }
@@ -259,6 +267,7 @@ bool run_blocks(int64_t blocks, int threads, int64_t shared_bytes, std::function
     }
   } catch (const std::exception &error) {
     settings.error = error.what();
+    block.fibers.clear(); // wherever they stand
   }
   return settings.error.empty();
 }

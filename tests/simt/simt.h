@@ -57,7 +57,8 @@ struct Warp {
 
 struct Block {
   dim3 index, size, grid;
-  std::vector<Fiber> fibers;
+  std::vector<Fiber> fibers; // of any block; of this one the first `threads`
+  int threads = 0;
   std::vector<Warp> warps;
   std::vector<int> ready;
   int current = -1, alive = 0, at_barrier = 0;

@@ -15,19 +15,25 @@ from ghostgram import _arrays, _dispatch
 Autograd = Callable[[Callable[..., Any]], Callable[..., Any]]
 """below -> the op with a gradient, where `below(*args)` computes the op unseen by autograd."""
 
-_defined: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Autograd | None]] = {}
+_defined: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Autograd | None, bool]] = {}
 _registered: dict[str, Any] = {}
 _libraries: list[Any] = []  # a torch Library takes its ops with it when it dies
 
 
 def define(
-    schema: str, compute: Callable[..., Any], outputs: Callable[..., Any], autograd: Autograd | None = None
+    schema: str,
+    compute: Callable[..., Any],
+    outputs: Callable[..., Any],
+    autograd: Autograd | None = None,
+    *,
+    waits: bool = False,
 ) -> None:
     """Declares an op: its torch schema, the function that computes it, and the one that only allocates its results.
 
-    Without `autograd` the op reads its inputs as constants, and a backward through its results is an error.
+    Without `autograd` the op reads its inputs as constants, and a backward through its results is an error. An op that
+    `waits` for the GPU, to raise what only that knows, is kept out of the CUDA graphs that torch.compile makes.
     """
-    _defined[schema.partition("(")[0]] = (schema, compute, outputs, autograd)
+    _defined[schema.partition("(")[0]] = (schema, compute, outputs, autograd, waits)
     if "torch" in sys.modules:
         register()
 
@@ -38,11 +44,11 @@ def register() -> None:
 
     if not _libraries:
         _libraries.append(torch.library.Library("ghostgram", "DEF"))  # type: ignore[no-untyped-call]
-    for name, (schema, compute, outputs, autograd) in _defined.items():
+    for name, (schema, compute, outputs, autograd, waits) in _defined.items():
         if name in _registered:
             continue
         library = _libraries[0]
-        library.define(schema)
+        library.define(schema, tags=(torch.Tag.cudagraph_unsafe,) if waits else ())
         library.impl(name, _adapted(compute), "CompositeExplicitAutograd")
         torch.library.register_fake(f"ghostgram::{name}", outputs, lib=library)
         _registered[name] = op = getattr(torch.ops.ghostgram, name).default

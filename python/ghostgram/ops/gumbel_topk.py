@@ -34,7 +34,7 @@ def gumbel_topk(
             document, found at its smallest index.
         seed: From 0 to 2^64 - 1.
         temperature: From 1e-300 to 1e300. At 0 there is no noise: the k largest scores.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         (min(k, n),) int64 indices into scores, of the caller's array type. JAX gives int32 unless its 64-bit types are
@@ -65,13 +65,14 @@ class GumbelTopK:
     """`gumbel_topk` of a stream, in memory for k documents: update in any order and sharding, merge, same result.
 
     Documents are told apart by id, and a document seen twice counts once, so an update may be repeated after an error
-    or an interruption. Instances pickle small (only the best k are kept) and resume where they were.
+    or an interruption. Instances pickle small (only the best k are kept) and resume where they were. What is kept lies
+    where the last update's scores lie.
 
     Args:
         k: How many to keep, at least 0. Memory grows with what was seen, to at most 80 bytes times k and some MiB.
         seed: From 0 to 2^64 - 1, as in `gumbel_topk`; equal seeds give equal noise.
         temperature: From 1e-300 to 1e300, or 0 for the k largest scores without noise.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Raises:
         ValueError: An argument is out of its range.
@@ -81,6 +82,7 @@ class GumbelTopK:
         self._options = options(k, seed, temperature)
         self._backend = backend
         self._kind, self._id_dtype = "", ""
+        self._held = 0
         self._state = reservoir(np.empty(0), 0)
 
     def update(self, scores: Array, ids: Array) -> None:
@@ -93,14 +95,15 @@ class GumbelTopK:
         Raises:
             TypeError: An argument is no array, of another framework than scores, or of an unsupported dtype.
             ValueError: Shapes do not fit, or a score is NaN (the message names its index). Other documents of this
-                update may have been taken in: repeat it with scores put right.
+                update may have been taken in: repeat it with scores put right. To know of it, an update waits for a
+                GPU, once.
         """
         if ids is None:
             raise TypeError("ids: expected an array, got None: in a stream, a document's position is no id")
         kind, id_dtype = _arrays.framework(scores, "scores"), _arrays.dtype_name(ids)
         scores, ids = checked(scores, ids)
         self._expect_ids(id_dtype, "ids")
-        self._take(scores, ids, *self._options)
+        self._take(_arrays.unit_inner_stride(scores), ids, *self._options)
         self._kind, self._id_dtype = self._kind or kind, id_dtype
 
     def merge(self, other: GumbelTopK) -> None:
@@ -117,50 +120,60 @@ class GumbelTopK:
         if other is self or not other._kind:
             return
         self._expect_ids(other._id_dtype, "other")
-        keys, ids, held, _ = other._state
+        keys, ids = (x[: other._held] for x in other._state[:2])
+        if self._kind:
+            keys, ids = (_arrays.moved(x, self._state[0]) for x in (keys, ids))
         k, seed, _ = self._options
-        self._take(keys[: held[0]], ids[: held[0]], k, seed, 0.0)  # at temperature 0 a score is its own key
+        self._take(keys, ids, k, seed, 0.0)  # at temperature 0 a score is its own key
         self._kind, self._id_dtype = self._kind or other._kind, other._id_dtype
 
     def result(self) -> tuple[Array, Array]:
         """The ids of the k best and their keys, best first.
 
         Returns:
-            (m,) ids in their own dtype and (m,) float64 keys, of the array type of the first update; m is k, or the
-            number of documents if that is smaller. JAX gives 32-bit types unless its 64-bit ones are enabled.
+            (m,) ids in their own dtype and (m,) float64 keys, of the array type of the first update, where the last
+            one's scores lie; m is k, or the number of documents if that is smaller. JAX gives 32-bit types unless its
+            64-bit ones are enabled.
 
         Raises:
             ValueError: One id has two scores among the k best; the message names it.
         """
         keys, ids = self._best()
-        back = ids.astype("int32") if self._id_dtype == "int32" else ids.view(self._id_dtype or "int64")
-        return _arrays.from_numpy(back, self._kind or "numpy"), _arrays.from_numpy(keys, self._kind or "numpy")
+        ids, kind = _arrays.ids_back(ids, self._id_dtype or "int64"), self._kind or "numpy"
+        return _arrays.in_framework(ids, kind), _arrays.in_framework(keys, kind)
 
     def _expect_ids(self, dtype: str, name: str) -> None:
         if self._id_dtype and dtype != self._id_dtype:
             raise TypeError(f"{name}: expected ids of dtype {self._id_dtype} as before, got {dtype}")
 
     def _take(self, scores: Array, ids: Array, k: int, seed: int, temperature: float, finish: bool = False) -> None:
-        keys, picks, held, threshold = self._state
-        room = capacity(k, int(held[0]) + scores.shape[0])
-        if room > len(keys):  # by doubling, so that many small updates copy little
-            grown = min(capacity(k, 2 * room), 2 * room)
-            keys, picks = (np.concatenate([x[: held[0]], np.empty(grown - held[0], x.dtype)]) for x in (keys, picks))
-            self._state = keys, picks, held, threshold
+        keys, picks, words, threshold = (_arrays.moved(x, _home(scores)) for x in self._state)
+        room = capacity(k, self._held + scores.shape[0])
+        if room > keys.shape[0]:  # by doubling, so that many small updates copy little
+            grown = reservoir(keys, min(capacity(k, 2 * room), 2 * room))[:2]
+            for new, old in zip(grown, (keys, picks), strict=True):
+                new[: self._held] = old[: self._held]
+            keys, picks = grown
+        self._state = keys, picks, words, threshold
         _dispatch.run(
-            "gumbel_topk", self._backend, scores, ids, keys, picks, held, threshold, k, seed, temperature, False, finish
+            *("gumbel_topk", self._backend, scores, ids, keys, picks, words[:1], threshold, words[1:]),
+            *(k, seed, temperature, False, finish),
         )
+        self._held, *fault = words.tolist()
+        raise_fault(*fault)
 
-    def _best(self) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the k best keys and ids, best first."""
-        self._take(np.empty(0), np.empty(0, np.int64), *self._options, finish=True)
-        keys, ids, held, _ = self._state
-        return keys[: held[0]].copy(), ids[: held[0]].copy()
+    def _best(self) -> tuple[Array, Array]:
+        """The k best keys and ids, best first, in memory of their own."""
+        home = self._state[0]
+        scores, ids = _arrays.empty(home, (0,), "float64"), _arrays.empty(home, (0,), "int64")
+        self._take(scores, ids, *self._options, finish=True)
+        keys, ids = (_arrays.copied(x[: self._held]) for x in self._state[:2])
+        return keys, ids
 
     def __getstate__(self) -> dict[str, Any]:
         self._best()
-        keys, ids, held, threshold = self._state
-        best = (keys[: held[0]].copy(), ids[: held[0]].copy(), held, threshold)
+        keys, ids, words, threshold = (_arrays.to_numpy(x) for x in self._state)
+        best = (keys[: self._held].copy(), ids[: self._held].copy(), words, threshold)
         return self.__dict__ | {"_state": best}
 
 
@@ -174,10 +187,29 @@ def capacity(k: int, documents: int) -> int:
 
 
 def reservoir(like: Array, size: int) -> tuple[Array, Array, Array, Array]:
-    """Keys, picks, how many are held and the threshold of an empty reservoir."""
-    held, threshold = _arrays.empty(like, (1,), "int64"), _arrays.empty(like, (1,), "float64")
-    held[...], threshold[...] = 0, -float("inf")
-    return _arrays.empty(like, (size,), "float64"), _arrays.empty(like, (size,), "int64"), held, threshold
+    """Keys, picks, words and the threshold of an empty reservoir.
+
+    The words are how many it holds and the four of a fault (gumbel_topk.h), side by side: a card is asked once.
+    """
+    words, threshold = _arrays.empty(like, (5,), "int64"), _arrays.empty(like, (1,), "float64")
+    words[...], threshold[...] = 0, -float("inf")
+    return _arrays.empty(like, (size,), "float64"), _arrays.empty(like, (size,), "int64"), words, threshold
+
+
+def raise_fault(nan_at: int, two_scores: int, two_scores_id: int, no_room: int) -> None:
+    """Raises what a room has written down."""
+    if no_room:
+        raise RuntimeError("gumbel_topk: the reservoir has no room, and nothing was taken in")
+    if nan_at >= 0:
+        raise ValueError(f"scores: expected numbers, got NaN at index {nan_at}")
+    if two_scores:
+        unsigned = f" ({two_scores_id + 2**64} as uint64)" if two_scores_id < 0 else ""
+        raise ValueError(f"ids: expected one score for each id, got two for id {two_scores_id}{unsigned}")
+
+
+def _home(scores: Array) -> Array:
+    """An array of the kind and on the device that a reservoir for these scores is of: theirs, or NumPy for JAX."""
+    return np.empty(0) if _arrays.framework(scores, "scores") == "jax" else scores
 
 
 def checked(scores: Array, ids: Array | None) -> tuple[Array, Array | None]:
@@ -217,13 +249,18 @@ def compute(
     scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str
 ) -> tuple[Array, Array]:
     """Indices and keys of checked inputs."""
-    keys, picks, held, threshold = reservoir(scores, capacity(k, scores.shape[0]))
+    keys, picks, words, threshold = reservoir(scores, capacity(k, scores.shape[0]))
     scores = _arrays.unit_inner_stride(scores)
-    _dispatch.run("gumbel_topk", backend, scores, ids, keys, picks, held, threshold, k, seed, temperature, True, True)
+    _dispatch.run(
+        *("gumbel_topk", backend, scores, ids, keys, picks, words[:1], threshold, words[1:]),
+        *(k, seed, temperature, True, True),
+    )
+    held, *fault = words.tolist()
+    raise_fault(*fault)
     out = outputs(scores, ids, k, seed, temperature, backend)
     m = out[0].shape[0]
-    if int(held[0]) < m:
-        raise ValueError(f"ids: expected at least {m} different ones, got {int(held[0])}")
+    if held < m:
+        raise ValueError(f"ids: expected at least {m} different ones, got {held}")
     out[0][...], out[1][...] = picks[:m], keys[:m]
     return out
 
@@ -232,4 +269,5 @@ _torch.define(
     "gumbel_topk(Tensor scores, Tensor? ids, int k, int seed, float temperature, str backend) -> (Tensor, Tensor)",
     compute,
     outputs,
+    waits=True,
 )

@@ -47,18 +47,21 @@ def keys_of(scores: F64, ids: U64, seed: int, temperature: float) -> F64:
 
 
 def run(
-    scores: F64, ids: I64 | None, keys: F64, picks: I64, held: I64, threshold: F64,
+    scores: F64, ids: I64 | None, keys: F64, picks: I64, held: I64, threshold: F64, fault: I64,
     k: int, seed: int, temperature: float, by_position: bool, finish: bool,
 ) -> None:  # fmt: skip
     """Leaves the best k of the reservoir and the documents in the reservoir, best first."""
-    if np.isnan(scores).any():
-        raise ValueError(f"scores: expected numbers, got NaN at index {np.argmax(np.isnan(scores))}")
+    fault[:] = -1, 0, -1, 0
+    nan = np.isnan(scores)
+    if nan.any():
+        fault[0] = np.argmax(nan)
     positions = np.arange(len(scores))
     own_ids = (positions if ids is None else ids).view(np.uint64)
+    own_picks = positions if by_position else own_ids.view(np.int64)
     m = int(held[0])
-    every_key = np.concatenate([keys[:m], keys_of(scores, own_ids, seed, temperature)])
-    every_id = np.concatenate([picks[:m].view(np.uint64), own_ids])
-    every_pick = np.concatenate([picks[:m], positions if by_position else own_ids.view(np.int64)])
+    every_key = np.concatenate([keys[:m], keys_of(scores, own_ids, seed, temperature)[~nan]])
+    every_id = np.concatenate([picks[:m].view(np.uint64), own_ids[~nan]])
+    every_pick = np.concatenate([picks[:m], own_picks[~nan]])
 
     order = np.lexsort((every_pick, every_id, -every_key))
     key, id = every_key[order], every_id[order]
@@ -73,6 +76,4 @@ def run(
     if finish:
         found, times = np.unique(every_id[best], return_counts=True)
         if (times > 1).any():
-            raise ValueError(
-                f"ids: expected one score for each id, got two for id {found[times > 1][0].view(np.int64)}"
-            )
+            fault[1:3] = 1, found[times > 1][0].view(np.int64)
