@@ -21,6 +21,7 @@ FAULTS = {
     7: "misaligned vector",
     8: "a shuffle from a lane that is not there",
     9: "a read past the caches of shared memory",
+    12: "the same instruction in different places",
 }
 OTHER_STREAM, TOO_MUCH_SHARED = 10, 11
 

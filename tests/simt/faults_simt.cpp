@@ -44,6 +44,7 @@ __global__ void fault(int which, float *data) {
   case 7: data[thread] = load_vector(data + 2).at[0]; break;
   case 8: data[thread] = broadcast(data[thread], lane + 1); break;
   case 9: data[thread] = load_vector_once(shared).at[0]; break;
+  case 12: data[thread] = lane < 16 ? sum_over_warp(1.0f) : sum_over_warp(2.0f); break;
   }
 }
 

@@ -197,11 +197,14 @@ void let_others_run() {
   wait();
 }
 
-void warp_instruction(const char *name, const std::function<void(Warp &)> &execute) {
+void warp_instruction(const char *name, Site at, const std::function<void(Warp &)> &execute) {
   Warp &warp = current_warp();
   if (warp.arrived == 0)
-    warp.instruction = name;
+    warp.instruction = name, warp.at = at;
   require(std::strcmp(warp.instruction, name) == 0, "the lanes of a warp are at different instructions");
+  require(warp.at.line() == at.line() && warp.at.column() == at.column() &&
+              std::strcmp(warp.at.file_name(), at.file_name()) == 0,
+          "the lanes of a warp are at the same instruction in different places");
   if (++warp.arrived < warp_size)
     return wait();
   warp.arrived = 0;

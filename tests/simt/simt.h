@@ -14,6 +14,7 @@
 #include <exception>
 #include <functional>
 #include <random>
+#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <ucontext.h>
@@ -49,9 +50,12 @@ struct alignas(16) Slot {
   unsigned char bytes[64];
 };
 
+using Site = std::source_location;
+
 struct Warp {
   Slot slot[warp_size];
   const char *instruction = nullptr;
+  Site at;
   int arrived = 0;
 };
 
@@ -94,8 +98,9 @@ void sync_threads();
 // Puts the fiber back among those that can run.
 void let_others_run();
 
-// Waits until all lanes of the warp have come to the same instruction; the last one executes it for all.
-void warp_instruction(const char *name, const std::function<void(Warp &)> &execute);
+// Waits until all lanes of the warp have come to the same instruction, at the same place of the source; the last one
+// executes it for all. Where lanes come from two branches a card may mix up, or wait forever for, their operands.
+void warp_instruction(const char *name, Site at, const std::function<void(Warp &)> &execute);
 
 void copy_async(void *to, const void *from, int bytes, int valid);
 void copy_async_commit();

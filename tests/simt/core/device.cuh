@@ -16,7 +16,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __syncthreads() simt::sync_threads()
-#define __syncwarp() simt::warp_instruction("syncwarp", [](simt::Warp &) {})
+#define __syncwarp() simt::warp_instruction("syncwarp", simt::Site::current(), [](simt::Warp &) {})
 #define __threadfence() simt::let_others_run()
 #define threadIdx (simt::current().thread)
 #define blockIdx (simt::block.index)
@@ -74,6 +74,9 @@ inline uint64_t __umul64hi(uint64_t x, uint64_t y) { return uint64_t((unsigned _
 inline float rsqrtf(float x) { return float(1 / std::sqrt(double(x))); }
 
 namespace gg {
+
+// Where a warp-wide instruction stands in the source.
+using simt::Site;
 
 inline float float_of_bits(uint32_t bits) {
   float x;
@@ -134,10 +137,10 @@ inline void copy_async_4(void *to, const void *from, int valid) { simt::copy_asy
 inline void copy_async_commit() { simt::copy_async_commit(); }
 template <int pending> inline void copy_async_wait() { simt::copy_async_wait(pending); }
 
-inline void load_matrix_x4_trans(uint32_t (&r)[4], const void *row) {
+inline void load_matrix_x4_trans(uint32_t (&r)[4], const void *row, Site at = Site::current()) {
   simt::require_shared(row, 16, 16);
   std::memcpy(simt::current_slot().bytes, &row, sizeof row);
-  simt::warp_instruction("ldmatrix.x4.trans", [](simt::Warp &warp) {
+  simt::warp_instruction("ldmatrix.x4.trans", at, [](simt::Warp &warp) {
     uint16_t matrix[4][8][8];
     for (int lane = 0; lane < 32; ++lane) {
       const void *from;
@@ -166,13 +169,14 @@ inline float cut_off(double sum) {
 
 // `inner` is k; unpack(x) gives the one or two elements of a register.
 template <int inner, class Unpack>
-inline void multiply(const char *name, float (&c)[4], const uint32_t (&x)[4], const uint32_t (&y)[2], Unpack unpack) {
+inline void multiply(const char *name, Site at, float (&c)[4], const uint32_t (&x)[4], const uint32_t (&y)[2],
+                     Unpack unpack) {
   MultiplyOperands own;
   std::memcpy(own.x, x, sizeof x);
   std::memcpy(own.y, y, sizeof y);
   std::memcpy(own.c, c, sizeof c);
   std::memcpy(simt::current_slot().bytes, &own, sizeof own);
-  simt::warp_instruction(name, [&](simt::Warp &warp) {
+  simt::warp_instruction(name, at, [&](simt::Warp &warp) {
     constexpr int packed = inner / 8; // elements per register: 1 for k8, 2 for k16
     float X[16][inner], Y[inner][8];
     MultiplyOperands lanes[32];
@@ -202,12 +206,15 @@ inline void multiply(const char *name, float (&c)[4], const uint32_t (&x)[4], co
 }
 
 template <class Half>
-inline void multiply_m16n8k16(float (&c)[4], const uint32_t (&x)[4], const uint32_t (&y)[2], Half) {
-  multiply<16>("mma.m16n8k16", c, x, y, [](uint32_t two, int half) { return widen(Half{uint16_t(two >> 16 * half)}); });
+inline void multiply_m16n8k16(float (&c)[4], const uint32_t (&x)[4], const uint32_t (&y)[2], Half,
+                              Site at = Site::current()) {
+  multiply<16>("mma.m16n8k16", at, c, x, y,
+               [](uint32_t two, int half) { return widen(Half{uint16_t(two >> 16 * half)}); });
 }
 // The low 13 bits of an operand are not looked at.
-inline void multiply_m16n8k8_tf32(float (&c)[4], const uint32_t (&x)[4], const uint32_t (&y)[2]) {
-  multiply<8>("mma.m16n8k8.tf32", c, x, y, [](uint32_t bits, int) { return float_of_bits(bits & 0xffffe000u); });
+inline void multiply_m16n8k8_tf32(float (&c)[4], const uint32_t (&x)[4], const uint32_t (&y)[2],
+                                  Site at = Site::current()) {
+  multiply<8>("mma.m16n8k8.tf32", at, c, x, y, [](uint32_t bits, int) { return float_of_bits(bits & 0xffffe000u); });
 }
 
 // To nearest, ties away from zero.
@@ -218,7 +225,7 @@ inline uint32_t round_to_tf32(float x) {
 inline int64_t opaque(int64_t x) { return x; }
 
 // Every lane gets the value of the lane that from(lane) names.
-template <class T, class From> inline T shuffle(const char *name, const T &x, From from) {
+template <class T, class From> inline T shuffle(const char *name, Site at, const T &x, From from) {
   static_assert(sizeof(T) % 4 == 0 && sizeof(T) + 4 <= sizeof(simt::Slot) && std::is_trivially_copyable_v<T>,
                 "shuffles move whole words");
   simt::Slot &slot = simt::current_slot();
@@ -226,7 +233,7 @@ template <class T, class From> inline T shuffle(const char *name, const T &x, Fr
   simt::require(source >= 0 && source < simt::warp_size, "a shuffle from a lane that is not there");
   std::memcpy(slot.bytes, &x, sizeof(T));
   std::memcpy(slot.bytes + sizeof(T), &source, 4);
-  simt::warp_instruction(name, [](simt::Warp &warp) {
+  simt::warp_instruction(name, at, [](simt::Warp &warp) {
     simt::Slot given[simt::warp_size];
     std::memcpy(given, warp.slot, sizeof given);
     for (int lane = 0; lane < simt::warp_size; ++lane) {
@@ -239,19 +246,19 @@ template <class T, class From> inline T shuffle(const char *name, const T &x, Fr
   std::memcpy(&y, slot.bytes, sizeof(T));
   return y;
 }
-template <class T> inline T shuffle_down(const T &x, int distance) {
-  return shuffle("shuffle_down", x, [=](int lane) { return lane + distance < 32 ? lane + distance : lane; });
+template <class T> inline T shuffle_down(const T &x, int distance, Site at = Site::current()) {
+  return shuffle("shuffle_down", at, x, [=](int lane) { return lane + distance < 32 ? lane + distance : lane; });
 }
-template <class T> inline T shuffle_xor(const T &x, int mask) {
-  return shuffle("shuffle_xor", x, [=](int lane) { return lane ^ mask; });
+template <class T> inline T shuffle_xor(const T &x, int mask, Site at = Site::current()) {
+  return shuffle("shuffle_xor", at, x, [=](int lane) { return lane ^ mask; });
 }
-template <class T> inline T broadcast(const T &x, int from) {
-  return shuffle("broadcast", x, [=](int) { return from; });
+template <class T> inline T broadcast(const T &x, int from, Site at = Site::current()) {
+  return shuffle("broadcast", at, x, [=](int) { return from; });
 }
-inline uint32_t vote(bool is) {
+inline uint32_t vote(bool is, Site at = Site::current()) {
   simt::Slot &slot = simt::current_slot();
   slot.bytes[0] = is;
-  simt::warp_instruction("vote", [](simt::Warp &warp) {
+  simt::warp_instruction("vote", at, [](simt::Warp &warp) {
     uint32_t bits = 0;
     for (int lane = 0; lane < simt::warp_size; ++lane)
       bits |= uint32_t(warp.slot[lane].bytes[0]) << lane;
@@ -264,10 +271,10 @@ inline uint32_t vote(bool is) {
 }
 
 // One instruction for all five halvings: the order of the card's, at a fifth of the price.
-template <class T, class Merge> inline T over_warp(const char *name, T x, Merge merge) {
+template <class T, class Merge> inline T over_warp(const char *name, Site at, T x, Merge merge) {
   static_assert(sizeof(T) <= sizeof(simt::Slot));
   std::memcpy(simt::current_slot().bytes, &x, sizeof x);
-  simt::warp_instruction(name, [&](simt::Warp &warp) {
+  simt::warp_instruction(name, at, [&](simt::Warp &warp) {
     T values[simt::warp_size];
     for (int lane = 0; lane < simt::warp_size; ++lane)
       std::memcpy(&values[lane], warp.slot[lane].bytes, sizeof(T));
@@ -280,13 +287,15 @@ template <class T, class Merge> inline T over_warp(const char *name, T x, Merge 
   std::memcpy(&x, simt::current_slot().bytes, sizeof x);
   return x;
 }
-template <class T> inline T sum_over_warp(T x) {
-  return over_warp("sum", x, [](T y, T z) { return y + z; });
+template <class T> inline T sum_over_warp(T x, Site at = Site::current()) {
+  return over_warp("sum", at, x, [](T y, T z) { return y + z; });
 }
-template <class T> inline T max_over_warp(T x) {
-  return over_warp("max", x, [](T y, T z) { return y < z || y != y ? z : y; });
+template <class T> inline T max_over_warp(T x, Site at = Site::current()) {
+  return over_warp("max", at, x, [](T y, T z) { return y < z || y != y ? z : y; });
 }
-template <class T, class Merge> inline T merge_over_warp(T x, Merge merge) { return over_warp("merge", x, merge); }
+template <class T, class Merge> inline T merge_over_warp(T x, Merge merge, Site at = Site::current()) {
+  return over_warp("merge", at, x, merge);
+}
 
 // Others run in between, so that what depends on who comes first differs from seed to seed.
 template <class T, class Change> inline T atomic(T *at, Change change) {
@@ -345,10 +354,10 @@ inline uint64_t bits_of_double(double x) {
   return bits;
 }
 
-inline void load_matrix_x4(uint32_t (&r)[4], const void *row) {
+inline void load_matrix_x4(uint32_t (&r)[4], const void *row, Site at = Site::current()) {
   simt::require_shared(row, 16, 16);
   std::memcpy(simt::current_slot().bytes, &row, sizeof row);
-  simt::warp_instruction("ldmatrix.x4", [](simt::Warp &warp) {
+  simt::warp_instruction("ldmatrix.x4", at, [](simt::Warp &warp) {
     uint32_t matrix[4][8][4];
     for (int lane = 0; lane < 32; ++lane) {
       const void *from;
@@ -362,9 +371,9 @@ inline void load_matrix_x4(uint32_t (&r)[4], const void *row) {
   std::memcpy(r, simt::current_slot().bytes, 16);
 }
 
-inline uint32_t match_over_warp(uint32_t x) {
+inline uint32_t match_over_warp(uint32_t x, Site at = Site::current()) {
   std::memcpy(simt::current_slot().bytes, &x, sizeof x);
-  simt::warp_instruction("match", [](simt::Warp &warp) {
+  simt::warp_instruction("match", at, [](simt::Warp &warp) {
     uint32_t given[32], same[32] = {};
     for (int lane = 0; lane < 32; ++lane)
       std::memcpy(&given[lane], warp.slot[lane].bytes, 4);
