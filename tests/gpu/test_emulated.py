@@ -129,6 +129,20 @@ def test_only_mutants_are_caught(complaints, op, side, name):
         assert complaints(op, side, name) != ""
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_every_op_has_cases_and_mutants(side):
+    """`pytest -s` prints the table of docs/gpu.md."""
+    print(f"\n| op, {side} | cases x dtypes | other checks | faults |")
+    for op in _dispatch.OPS:
+        spec = SPECS[op, side]
+        cases = len(cases_of_spec(op, spec)) * len(spec.dtypes)
+        others = sum(room == (op, side) for room in (param.values[:2] for param in CHECKS))
+        others += len(VARIANTS[op, side])
+        print(f"| `{op}` | {cases} | {others} | {len(spec.mutants)} |")
+        assert cases >= 50
+        assert len(spec.mutants) >= 4
+
+
 @pytest.mark.parametrize("op", CUDA_OPS)
 def test_binding_wants_device_memory(op, monkeypatch):
     """Needs a build with CUDA, but no device: everything is checked before the first CUDA call."""
