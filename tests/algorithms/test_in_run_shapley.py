@@ -150,7 +150,7 @@ def test_is_the_shapley_value_of_the_first_order_utility(kind, v_state):
     shares = [torch.autograd.grad(mse(twin, [x[i : i + 1] for x in batch]) / 5, params) for i in range(5)]
     whole = [sum(s) for s in zip(*shares, strict=True)]
     steps = [
-        linearize(original, original.param_groups[0], p, g if v_state == "post" else None)
+        linearize(original, original.param_groups[0], [p], [g] if v_state == "post" else None)[0]
         for p, g in zip(params, whole, strict=True)
     ]
 

@@ -27,16 +27,20 @@ SETTINGS = (
 
 @pytest.mark.parametrize(("kind", "setting"), SETTINGS)
 def test_reproduces_the_step(kind, setting):
+    """Of several parameters at once; the last one gets its first gradient when the others have moved twice."""
     torch.manual_seed(0)
-    w = torch.nn.Parameter(torch.randn(7, 3, dtype=torch.float64))
-    optimizer = kind([w], **setting)
-    for _ in range(4):
-        before = w.detach().clone()
-        w.grad = torch.randn_like(w)
-        P, h = linearize(optimizer, optimizer.param_groups[0], w, grad=w.grad)
-        predicted = (0 if h is None else h) - P * w.grad
+    ws = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((7, 3), (5,), (2, 4))]
+    optimizer = kind(ws, **setting)
+    for step in range(5):
+        moved = ws if step >= 2 else ws[:2]
+        before = [w.detach().clone() for w in moved]
+        for w in moved:
+            w.grad = torch.randn_like(w)
+        steps = linearize(optimizer, optimizer.param_groups[0], moved, [w.grad for w in moved])
+        predicted = [(0 if h is None else h) - P * w.grad for w, (P, h) in zip(moved, steps, strict=True)]
         optimizer.step()
-        assert (w.detach() - before - predicted).abs().max() < 1e-12
+        for w, old, delta in zip(moved, before, predicted, strict=True):
+            assert (w.detach() - old - delta).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
@@ -50,7 +54,7 @@ def test_moment_before_the_batch(kind):
     optimizer.step()
     assert state_is_ready(optimizer, w)
     v = optimizer.state[w]["exp_avg_sq"]
-    P, _ = linearize(optimizer, optimizer.param_groups[0], w)
+    ((P, _),) = linearize(optimizer, optimizer.param_groups[0], [w])
     expected = 0.01 * 0.1 / (1 - 0.9**2) / ((v / (1 - 0.999)).sqrt() + 1e-8)
     assert (P - expected).abs().max() < 1e-15
 
@@ -71,8 +75,8 @@ def test_state_is_not_changed():
     w.grad = torch.randn_like(w)
     optimizer.step()
     before = {k: v.clone() for k, v in optimizer.state[w].items()}, w.detach().clone(), w.grad.clone()
-    linearize(optimizer, optimizer.param_groups[0], w)
-    linearize(optimizer, optimizer.param_groups[0], w, grad=w.grad)
+    linearize(optimizer, optimizer.param_groups[0], [w])
+    linearize(optimizer, optimizer.param_groups[0], [w], [w.grad])
     assert all(torch.equal(optimizer.state[w][k], v) for k, v in before[0].items())
     assert torch.equal(w.detach(), before[1])
     assert torch.equal(w.grad, before[2])

@@ -228,16 +228,21 @@ class InRunShapley:
         """D_k = P * grad l_k and the history <grad l_k, h> of every set, parameter by parameter."""
         directions: Directions = {}
         history: Directions = {}
-        for parameter, group in self._groups.items():
-            if scaled is not None and parameter not in scaled:
-                continue  # no gradient in this step: the optimizer will not touch it
-            P, h = linearize(self._optimizer, group, parameter, None if scaled is None else scaled[parameter])
-            wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-            directions[parameter] = torch.empty(len(gradients), *parameter.shape, dtype=wide, device=parameter.device)
-            for direction, g in zip(directions[parameter], gradients, strict=True):
-                torch.mul(P, g[parameter], out=direction)
-            if h is not None:
-                history[parameter] = torch.stack([_dot(g[parameter], h) for g in gradients])
+        # Without a gradient in this step the optimizer will not touch a parameter.
+        groups = {p: group for p, group in self._groups.items() if scaled is None or p in scaled}
+        for group, parameters in _together(groups):
+            grads = None if scaled is None else [scaled[p] for p in parameters]
+            linearised = linearize(self._optimizer, group, parameters, grads)
+            for p in parameters:
+                wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+                directions[p] = torch.empty(len(gradients), *p.shape, dtype=wide, device=p.device)
+            for k, gradient in enumerate(gradients):
+                to = [directions[p][k] for p in parameters]
+                torch._foreach_copy_(to, [gradient[p] for p in parameters])
+                torch._foreach_mul_(to, [each.P for each in linearised])
+            for p, (_, h) in zip(parameters, linearised, strict=True):
+                if h is not None:
+                    history[p] = torch.stack([_dot(gradient[p], h) for gradient in gradients])
         return directions, dict(zip(history, gathered(history.values()), strict=True))
 
     def _close_backward(self, step: _Step) -> None:
@@ -300,7 +305,8 @@ class InRunShapley:
             directions, step.history = self._linearised(step.gradients, present)
             v_state, dots = "post", [_fetched(Taps.contract(m.late, directions)) for m in step.microbatches]
             self._check_sums(dots, directions, step.record, scales)
-        phis = [-torch.stack([scales.get(p, 1.0) * d for p, d in each.items()]).sum(0) for each in dots]
+        factors = [torch.tensor([-scales.get(p, 1.0) for p in each], dtype=torch.float64) for each in dots]
+        phis = [torch.tensordot(x, torch.stack(list(d.values())), 1) for x, d in zip(factors, dots, strict=True)]
         clip = min(scales.values(), default=1.0)
         self._log_samples(step, phis, clip, v_state, skipped=False)
         uncovered, history = torch.zeros_like(step.losses), torch.zeros_like(step.losses)
@@ -372,6 +378,26 @@ def _integers(ids: Tensor | Sequence[int]) -> list[int]:
     if not isinstance(listed, list) or not listed or not all(isinstance(i, int) for i in listed):
         raise ValueError(f"ids: expected a non-empty (B,) list or array of integers, got {ids!r}")
     return listed
+
+
+def _together(groups: Mapping[nn.Parameter, dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
+    """Parameters of one group, device and dtype, as many at a time as make good use of one call.
+
+    On a GPU that is many, for every call has a price; on a CPU what a few take in cache, where they go through a dozen
+    calls.
+    """
+    together: list[nn.Parameter] = []
+    elements, kind = 0, None
+    for parameter, group in groups.items():
+        limit = 1 << (20 if parameter.device.type == "cpu" else 24)
+        key = (id(group), parameter.device, parameter.dtype)
+        if together and (key != kind or elements + parameter.numel() > limit):
+            yield groups[together[0]], together
+            together, elements = [], 0
+        together.append(parameter)
+        elements, kind = elements + parameter.numel(), key
+    if together:
+        yield groups[together[0]], together
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ momentum and weight decay. With P and h frozen the step is a sum over samples, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ghostgram.algorithms.in_run_shapley.scaling import gathered
 
 SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
@@ -40,31 +42,34 @@ def state_is_ready(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
 
 
 def linearize(
-    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor, grad: Tensor | None = None
-) -> Linearised:
-    """P and h of one parameter for the optimizer's next step.
+    optimizer: torch.optim.Optimizer,
+    group: Mapping[str, Any],
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor] | None = None,
+) -> list[Linearised]:
+    """P and h of some parameters of one group, on one device, for the optimizer's next step.
 
     Args:
         optimizer: SGD, Adam or AdamW, with its state as before the step.
-        group: The parameter's param_group.
-        parameter: The parameter, before the step.
-        grad: None for Adam's second moment as it was before the batch (`v_state="pre"`); the gradient that the
+        group: The parameters' param_group.
+        parameters: The parameters, before the step.
+        grads: None for Adam's second moment as it was before the batch (`v_state="pre"`); the gradients that the
             optimizer will read for the moment after it (`v_state="post"`): `h - P * grad` is then the exact step.
 
     Returns:
-        `Linearised(P, h)` such that the optimizer moves the parameter by `h - P * G`, G being what it reads in `.grad`.
+        `Linearised(P, h)` of each parameter, such that the optimizer moves it by `h - P * G`, G being what it reads in
+        `.grad`.
 
     Source:
         Adam's frozen-state linearisation and the treatment of momentum as history: the derivation is in
         docs/algorithms/in_run_shapley.md.
     """
+    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
     with torch.no_grad():
-        state = optimizer.state.get(parameter, {})
         if isinstance(optimizer, torch.optim.SGD):
-            step = _sgd(group, parameter, state)
-        else:
-            step = _adam(group, parameter, state, grad, decoupled=isinstance(optimizer, torch.optim.AdamW))
-    return step
+            return [_sgd(group, *each) for each in zip(parameters, states, strict=True)]
+        decoupled = isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
+        return _adam(group, list(parameters), states, None if grads is None else list(grads), decoupled)
 
 
 def _sgd(group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any]) -> Linearised:
@@ -85,26 +90,47 @@ def _sgd(group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any]) -> Linea
 
 
 def _adam(
-    group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any], grad: Tensor | None, decoupled: bool
-) -> Linearised:
+    group: Mapping[str, Any],
+    ws: list[Tensor],
+    states: list[Mapping[str, Any]],
+    grads: list[Tensor] | None,
+    decoupled: bool,
+) -> list[Linearised]:
     lr, decay, eps = float(group["lr"]), float(group["weight_decay"]), float(group["eps"])
     beta1, beta2 = (float(beta) for beta in group["betas"])
     sign = -1.0 if group["maximize"] else 1.0
-    decoupled = decoupled or bool(group.get("decoupled_weight_decay"))
-    done = float(state["step"]) if state else 0.0
-    correction1 = 1.0 - beta1 ** (done + 1)
-    if grad is None:
-        second, correction2 = state["exp_avg_sq"], 1.0 - beta2**done
+
+    def held(name: str) -> list[Tensor]:
+        return [state[name] if state else torch.zeros_like(w) for state, w in zip(states, ws, strict=True)]
+
+    steps = gathered(torch.as_tensor(state["step"] if state else 0.0) for state in states).tolist()
+    corrections1 = [1.0 - beta1 ** (done + 1) for done in steps]
+    if grads is None:
+        second = held("exp_avg_sq")
+        corrections2 = [1.0 - beta2**done for done in steps]
     else:
-        read = sign * grad if decoupled or not decay else sign * grad + decay * w
-        before = state["exp_avg_sq"] if state else torch.zeros_like(w)
-        second, correction2 = beta2 * before + (1.0 - beta2) * read * read, 1.0 - beta2 ** (done + 1)
-    if group["amsgrad"] and state:
-        second = torch.maximum(second, state["max_exp_avg_sq"])
-    scale = (second / correction2).sqrt_().add_(eps).reciprocal_()
-    P = scale * (lr * (1.0 - beta1) / correction1)
-    history = scale.mul_(state["exp_avg"]).mul_(-lr * beta1 / correction1) if state else None
-    if decay:
-        pulled = -lr * decay * w if decoupled else -decay * P * w
-        history = pulled if history is None else history.add_(pulled)
-    return Linearised(P * sign if sign < 0 else P, history)
+        read = torch._foreach_mul(grads, sign)
+        if decay and not decoupled:
+            torch._foreach_add_(read, ws, alpha=decay)
+        second = list(torch._foreach_mul(held("exp_avg_sq"), beta2))
+        torch._foreach_addcmul_(second, read, read, value=1.0 - beta2)
+        corrections2 = [1.0 - beta2 ** (done + 1) for done in steps]
+    if group["amsgrad"]:
+        second = list(torch._foreach_maximum(second, held("max_exp_avg_sq")))
+    scales = torch._foreach_div(second, corrections2)
+    torch._foreach_sqrt_(scales)
+    torch._foreach_add_(scales, eps)
+    torch._foreach_reciprocal_(scales)
+    Ps = torch._foreach_mul(scales, [lr * (1.0 - beta1) / c for c in corrections1])
+    if not decay and not any(states):
+        return [Linearised(P * sign, None) for P in Ps]
+    histories = scales  # which nothing else needs
+    torch._foreach_mul_(histories, held("exp_avg"))
+    torch._foreach_mul_(histories, [-lr * beta1 / c for c in corrections1])
+    if decay and decoupled:
+        torch._foreach_add_(histories, ws, alpha=-lr * decay)
+    elif decay:
+        torch._foreach_addcmul_(histories, Ps, ws, value=-decay)
+    if sign < 0:
+        torch._foreach_neg_(Ps)
+    return [Linearised(*each) for each in zip(Ps, histories, strict=True)]
