@@ -198,5 +198,7 @@ def test_cupy_arrays_are_made_beside_those_of_the_caller(monkeypatch):
 
 def test_ops_that_wait_stay_out_of_cuda_graphs():
     assert gg.gumbel_topk(torch.zeros(3), 1).shape == gg.grad_norms(torch.ones(1, 1), torch.ones(1, 1)).shape
-    assert torch.Tag.cudagraph_unsafe in torch.ops.ghostgram.gumbel_topk.default.tags
-    assert torch.Tag.cudagraph_unsafe not in torch.ops.ghostgram.grad_norms.default.tags
+    waits = {"gumbel_topk", "softmax_stats", "trajectory_match", "trajectory_match_grad"}
+    for name in (*waits, "grad_norms", "grad_stats", "trajectory_match_backward"):
+        tags = getattr(torch.ops.ghostgram, name).default.tags
+        assert (torch.Tag.cudagraph_unsafe in tags) == (name in waits), name

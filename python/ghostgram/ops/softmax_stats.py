@@ -157,4 +157,5 @@ _torch.define(
     "softmax_stats(Tensor logits, Tensor labels, int ignore_index, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     compute,
     outputs,
+    waits=True,
 )

@@ -339,8 +339,8 @@ def _backward_autograd(below: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _INPUTS = "Tensor[] student, Tensor[] start, Tensor[] target, Tensor[]? mask, float[]? weights, int first, str backend"
-_torch.define(f"trajectory_match({_INPUTS}) -> (Tensor, Tensor)", compute, outputs, _loss_autograd)
-_torch.define(f"trajectory_match_grad({_INPUTS}) -> (Tensor, Tensor[])", grad_compute, grad_outputs)
+_torch.define(f"trajectory_match({_INPUTS}) -> (Tensor, Tensor)", compute, outputs, _loss_autograd, waits=True)
+_torch.define(f"trajectory_match_grad({_INPUTS}) -> (Tensor, Tensor[])", grad_compute, grad_outputs, waits=True)
 _torch.define(
     "trajectory_match_backward(Tensor[] student, Tensor[]? target, Tensor[]? mask, Tensor loss_gradient, "
     "Tensor totals, float[]? weights, int first, str backend) -> Tensor[]",
