@@ -103,14 +103,14 @@ class Build:
     """tl.constexpr arguments, and those that are None."""
     warps: int = 4
     stages: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """What else the launcher says to the compiler."""
     multiples: Sequence[str] = ()
     """Integer arguments that are multiples of 16; pointers are."""
     matrix: bool = False
     """Whether the matrix units of the machine must be used; else they must not."""
     note: str = ""
     """What the table says of it, such as the tile."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else the launcher says to the compiler."""
 
 
 @dataclass(frozen=True)
