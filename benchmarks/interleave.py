@@ -29,18 +29,25 @@ def interleaved(
         rivals: Name -> what it is compared with.
         rounds: How often each is called, after two rounds that are not counted.
         cold: Evict the caches before every call. Otherwise each call finds what the one before it has left there.
-        rest: Seconds of sleep after every rival: until the threads of its pool have given up waiting for work.
+        rest: Seconds of sleep before every call, until the threads of the last one's pool have given up waiting for
+            work; then each is called once for its own threads to wake up, and once more to be timed.
     """
     memory = np.ones(CACHE_BYTES // 8 if cold else 0)
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
 
+    def settle(call: Callable[[], Any]) -> None:
+        if rest:
+            time.sleep(rest)
+            call()
+
     def before_ours() -> None:
         for name, rival in rivals.items():
+            settle(rival)
             np.add(memory, 1, out=memory)
             started = time.perf_counter()
             rival()
             seconds[name].append(time.perf_counter() - started)
-            time.sleep(rest)
+        settle(ours)
         np.add(memory, 1, out=memory)
 
     benchmark.pedantic(ours, setup=before_ours, rounds=rounds, warmup_rounds=2)

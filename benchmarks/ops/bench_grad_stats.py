@@ -58,7 +58,7 @@ def bench_one_direction(benchmark, record, roofs, shape, dtype, cache):
         rivals,
         rounds=20,
         cold=cache == "cold",
-        rest=0.05,
+        rest=0.06,
     )
     record(
         shape="x".join(map(str, shape)),

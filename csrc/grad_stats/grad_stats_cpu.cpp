@@ -50,7 +50,7 @@ constexpr int64_t b_panel_bytes = 1 << 20;
 // Panels are made for some of the work at a time: of the narrower operand for as many samples as fit here, of the wider
 // one for a wave of row groups or of cuts of the columns, as many as fit there. D and dW are visited once per tile and
 // lot of samples; what is packed stays in the last-level cache until it is used.
-constexpr int64_t lot_bytes = 16 << 20, wave_bytes = 8 << 20;
+constexpr int64_t lot_bytes = 16 << 20, wave_bytes = 32 << 20;
 // When a wave has too few row groups to feed a pool, the columns are cut.
 constexpr int64_t wanted_tasks = 16;
 constexpr int64_t pack_steps = 16;

@@ -67,7 +67,8 @@ LARGE = [
     # Long tokens (several passes of the packed panels), too much to pack at once on either side, and the sizes of the
     # benchmark.
     Case(1, 4096, 40, 70, 1), Case(3, 3000, 33, 29, 1), Case(3, 2048, 900, 1000, 1),
-    Case(3, 2048, 1000, 900, 2, accumulate=True), Case(8, 256, 768, 3072, 1), Case(16, 128, 768, 768, 1),
+    Case(3, 2048, 1000, 900, 2, accumulate=True), Case(3, 2048, 40, 3000, 1), Case(3, 2048, 3000, 40, 1),
+    Case(8, 256, 768, 3072, 1), Case(16, 128, 768, 768, 1),
 ]
 # fmt: on
 
