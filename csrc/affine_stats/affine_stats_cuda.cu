@@ -3,6 +3,7 @@
 // uses the sums and forgets them. What bounds it: reading b and x. See docs/gpu/affine_stats.md.
 #include "affine_stats/affine_stats.h"
 #include "core/columns.cuh"
+#include "core/launch.cuh"
 #include <type_traits>
 
 namespace gg {
@@ -420,15 +421,12 @@ int64_t rows_of(const AffineStats &s, const Plan &plan) { return 2 * s.samples *
 
 int64_t totals_of(const Plan &plan) { return 2 * plan.groups * plan.row_columns; }
 
-cudaError_t zero(const AffineStats &s, const AffineStats::Part &part, cudaStream_t stream) {
+cudaError_t zero_part(const AffineStats &s, const AffineStats::Part &part, void *stream) {
   const int64_t bytes = s.dtype == DType::f64 ? 8 : 4;
-  const auto set = [&](void *to, int64_t elements) {
-    return to && elements ? cudaMemsetAsync(to, 0, size_t(elements * bytes), stream) : cudaSuccess;
-  };
-  cudaError_t error = set(part.grad, s.features);
+  cudaError_t error = zero(part.grad, s.features * bytes, stream);
   if (error == cudaSuccess)
-    error = set(part.norms2, s.samples);
-  return error == cudaSuccess ? set(part.dots, s.samples * part.directions) : error;
+    error = zero(part.norms2, s.samples * bytes, stream);
+  return error == cudaSuccess ? zero(part.dots, s.samples * part.directions * bytes, stream) : error;
 }
 
 template <class In, bool with_x> cudaError_t run(const AffineStats &s, void *workspace, void *stream) {
@@ -485,18 +483,13 @@ int64_t affine_stats_cuda_workspace(const AffineStats &s) {
 
 int affine_stats_cuda(const AffineStats &s, void *workspace, void *stream) {
   if (is_empty(s)) {
-    const cudaError_t error = zero(s, s.weight, static_cast<cudaStream_t>(stream));
-    return error == cudaSuccess ? zero(s, s.bias, static_cast<cudaStream_t>(stream)) : error;
+    const cudaError_t error = zero_part(s, s.weight, stream);
+    return error == cudaSuccess ? zero_part(s, s.bias, stream) : error;
   }
   const Plan plan = plan_of(s);
   if (most(s.tokens, s.samples * most(plan.cuts, 1) * most(plan.tokens.slabs, plan.channel_blocks)) > INT32_MAX)
     return cudaErrorInvalidConfiguration;
-  switch (s.dtype) {
-  case DType::f32: return run<float>(s, workspace, stream);
-  case DType::f64: return run<double>(s, workspace, stream);
-  case DType::bf16: return run<bf16>(s, workspace, stream);
-  default: return run<f16>(s, workspace, stream);
-  }
+  return by_dtype(s.dtype, [&](auto element) { return run<decltype(element)>(s, workspace, stream); });
 }
 
 } // namespace gg

@@ -25,9 +25,4 @@ __device__ __forceinline__ void load_columns(const T *from, int left, sum_of<T> 
   }
 }
 
-// Whether every row of an array with these strides, counted in elements, begins at a multiple of 16 bytes.
-inline bool allows_16(const void *data, int64_t stride, int64_t other_stride, int64_t element) {
-  return (int64_t(reinterpret_cast<uintptr_t>(data)) | stride * element | other_stride * element) % 16 == 0;
-}
-
 } // namespace gg

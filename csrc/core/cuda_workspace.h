@@ -9,6 +9,12 @@ namespace gg {
 // How many CUDA devices there are; 0 without a driver. Never throws.
 int cuda_device_count();
 
+// Throws ValueError for float64: what rooms say that multiply on tensor cores alone.
+inline void refuse_float64(DType dtype) {
+  if (dtype == DType::f64)
+    throw py::value_error("cuda: float64 is not supported; use backend='cpu'");
+}
+
 // Calls launch(scratch, stream) with a's device current and the GIL released: `scratch` is the memory of `workspace`, a
 // vector of at least `bytes` bytes on that device, and `stream` the caller's current one. A cudaError_t other than
 // success becomes RuntimeError "<op>: <what CUDA says>". `a_view` is the View of `a`.

@@ -125,12 +125,7 @@ __device__ __forceinline__ void copy_row_chunks(In *to, const In *from, const in
     const int valid = row < rows_left ? int(most(0, least(n, features_left - feature))) : 0;
     const In *source = from + offset[row] + feature;
     In *target = to + row * stride + feature;
-    if constexpr (bytes == 16)
-      copy_async_16(target, source, valid * int(sizeof(In)));
-    else if constexpr (bytes == 4)
-      copy_async_4(target, source, valid * int(sizeof(In)));
-    else
-      *target = valid ? *source : In{};
+    copy_chunk<bytes>(target, source, valid);
   }
 }
 

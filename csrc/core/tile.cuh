@@ -19,6 +19,17 @@ template <class In, class Tile> struct Stage {
   static constexpr int a_stride = Tile::cols + bank_skew, b_stride = Tile::rows + bank_skew;
   static constexpr int elements = tokens * (a_stride + b_stride);
 };
+
+// The first `valid` of a chunk's elements, then zeros.
+template <int bytes, class In> __device__ __forceinline__ void copy_chunk(In *to, const In *from, int valid) {
+  if constexpr (bytes == 16)
+    copy_async_16(to, from, valid * int(sizeof(In)));
+  else if constexpr (bytes == 4)
+    copy_async_4(to, from, valid * int(sizeof(In)));
+  else
+    *to = valid ? *from : In{};
+}
+
 template <int bytes, int width, int stride, int tokens, int threads, class In>
 __device__ __forceinline__ void copy_chunks(In *to, const In *from, int64_t token_stride, int tokens_left,
                                             int cols_left) {
@@ -30,12 +41,7 @@ __device__ __forceinline__ void copy_chunks(In *to, const In *from, int64_t toke
     const int valid = token < tokens_left ? int(most(0, least(n, cols_left - col))) : 0;
     const In *source = from + token * token_stride + col;
     In *target = to + token * stride + col;
-    if constexpr (bytes == 16)
-      copy_async_16(target, source, valid * int(sizeof(In)));
-    else if constexpr (bytes == 4)
-      copy_async_4(target, source, valid * int(sizeof(In)));
-    else
-      *target = valid ? *source : In{};
+    copy_chunk<bytes>(target, source, valid);
   }
 }
 
@@ -49,6 +55,16 @@ __device__ __forceinline__ void copy_window(int copy_bytes, In *to, const In *fr
     copy_chunks<4, width, stride, tokens, threads>(to, from, token_stride, tokens_left, cols_left);
   else if constexpr (sizeof(In) < 4)
     copy_chunks<sizeof(In), width, stride, tokens, threads>(to, from, token_stride, tokens_left, cols_left);
+}
+
+// The tokens from `a` and `b` on, of the tile's columns and rows, into a stage.
+template <class Tile, class In>
+__device__ __forceinline__ void copy_stage(In *to, int a_copy, const In *a, int64_t a_token, int b_copy, const In *b,
+                                           int64_t b_token, int tokens_left, int cols_left, int rows_left) {
+  using S = Stage<In, Tile>;
+  copy_window<Tile::cols, S::a_stride, S::tokens, Tile::threads>(a_copy, to, a, a_token, tokens_left, cols_left);
+  copy_window<Tile::rows, S::b_stride, S::tokens, Tile::threads>(b_copy, to + S::tokens * S::a_stride, b, b_token,
+                                                                 tokens_left, rows_left);
 }
 
 // A warp's part of a tile in accumulator fragments, and where its elements lie in the tile.

@@ -3,6 +3,7 @@
 // next piece are left at its edge and joined afterwards. What bounds it: reading b, and the rows of D, once. See
 // docs/gpu/embedding_stats.md.
 #include "core/columns.cuh"
+#include "core/launch.cuh"
 #include "embedding_stats/embedding_stats.h"
 #include <utility>
 
@@ -386,22 +387,13 @@ int64_t embedding_stats_cuda_workspace(const EmbeddingStats &s) {
 
 int embedding_stats_cuda(const EmbeddingStats &s, void *workspace, void *stream) {
   if (is_empty(s)) {
-    const auto zero = [&](void *to, int64_t elements) {
-      return to && elements ? cudaMemsetAsync(to, 0, size_t(elements * sum_bytes(s)), static_cast<cudaStream_t>(stream))
-                            : cudaSuccess;
-    };
-    const cudaError_t error = zero(s.norms2, s.samples);
-    return error == cudaSuccess ? zero(s.dots, s.samples * s.directions) : error;
+    const cudaError_t error = zero(s.norms2, s.samples * sum_bytes(s), stream);
+    return error == cudaSuccess ? zero(s.dots, s.samples * s.directions * sum_bytes(s), stream) : error;
   }
   const Plan plan = plan_of(s);
   if (most(plan.passes * s.samples * plan.pieces * plan.slabs, pairs_of(s, plan)) > INT32_MAX)
     return cudaErrorInvalidConfiguration;
-  switch (s.dtype) {
-  case DType::f32: return run<float>(s, workspace, stream);
-  case DType::f64: return run<double>(s, workspace, stream);
-  case DType::bf16: return run<bf16>(s, workspace, stream);
-  default: return run<f16>(s, workspace, stream);
-  }
+  return by_dtype(s.dtype, [&](auto element) { return run<decltype(element)>(s, workspace, stream); });
 }
 
 } // namespace gg

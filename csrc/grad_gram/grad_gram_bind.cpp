@@ -54,11 +54,6 @@ struct Call {
         expect(v->dtype == a.dtype && v->device.type == out.device.type && v->device.index == out.device.index,
                "grad_gram", "inputs of one dtype, and all arrays on one device", *v);
   }
-
-  void refuse_float64() const {
-    if (args.dtype == DType::f64)
-      throw py::value_error("cuda: float64 is not supported; use backend='cpu'");
-  }
 };
 
 } // namespace
@@ -74,13 +69,13 @@ void bind_grad_gram(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
   cuda.def("grad_gram",
            [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out, py::handle workspace) {
              Call call(a, b, a2, b2, out);
-             call.refuse_float64();
+             refuse_float64(call.args.dtype);
              run_on_device("grad_gram", a, call.a, workspace, grad_gram_cuda_workspace(call.args),
                            [&](void *scratch, void *stream) { return grad_gram_cuda(call.args, scratch, stream); });
            });
   cuda.def("grad_gram_workspace", [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out) {
     Call call(a, b, a2, b2, out);
-    call.refuse_float64();
+    refuse_float64(call.args.dtype);
     return grad_gram_cuda_workspace(call.args);
   });
 #endif

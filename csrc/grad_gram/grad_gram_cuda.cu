@@ -3,6 +3,7 @@
 // but a number per tile and pair. Tokens of all samples are numbered through, so that short samples share tiles. Norms
 // of few tokens have a kernel of their own. See docs/gpu/grad_gram.md.
 #include "core/inner.cuh"
+#include "core/launch.cuh"
 #include "grad_gram/grad_gram.h"
 
 namespace gg {
@@ -367,12 +368,6 @@ Plan plan_of(const GradGram &s) {
 int64_t pairs_of(const GradGram &s) { return s.left.samples * (s.diagonal ? 1 : s.right.samples); }
 
 bool is_empty(const GradGram &s) { return !s.left.tokens || !s.right.tokens || !s.d || !s.p; }
-
-int copy_bytes(const void *data, int64_t sample_stride, int64_t token_stride, int64_t element) {
-  const int64_t misalignment =
-      int64_t(reinterpret_cast<uintptr_t>(data)) | sample_stride * element | token_stride * element;
-  return int(misalignment % 16 == 0 ? 16 : misalignment % 4 == 0 ? 4 : element);
-}
 
 SideCopy copy_of(const GradGram::Side &side, int64_t element) {
   return {copy_bytes(side.a, side.a_sample, side.a_token, element),

@@ -79,11 +79,6 @@ struct Call {
            "the dtype of a, or of its sums", *view);
     matrix = {view->data, view->dtype, view->stride[0]};
   }
-
-  void refuse_float64() const {
-    if (args.dtype == DType::f64)
-      throw py::value_error("cuda: float64 is not supported; use backend='cpu'");
-  }
 };
 
 } // namespace
@@ -101,14 +96,14 @@ void bind_grad_project(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
            [](py::handle a, py::handle b, py::handle P_out, py::handle P_in, py::handle out, const std::string &kind,
               int64_t nonzeros, uint64_t seed, uint32_t layer, py::handle workspace) {
              Call call(a, b, P_out, P_in, out, kind, nonzeros, seed, layer);
-             call.refuse_float64();
+             refuse_float64(call.args.dtype);
              run_on_device("grad_project", a, call.a, workspace, grad_project_cuda_workspace(call.args),
                            [&](void *scratch, void *stream) { return grad_project_cuda(call.args, scratch, stream); });
            });
   cuda.def("grad_project_workspace", [](py::handle a, py::handle b, py::handle P_out, py::handle P_in, py::handle out,
                                         const std::string &kind, int64_t nonzeros, uint64_t seed, uint32_t layer) {
     Call call(a, b, P_out, P_in, out, kind, nonzeros, seed, layer);
-    call.refuse_float64();
+    refuse_float64(call.args.dtype);
     return grad_project_cuda_workspace(call.args);
   });
 #endif

@@ -2,6 +2,7 @@
 // per sample. Sparse: a block forms a sample's tiles of G one after the other and adds each to a table of buckets, by a
 // list of the tile's elements that is sorted by bucket once and serves all samples. See docs/gpu/grad_project.md.
 #include "core/inner.cuh"
+#include "core/launch.cuh"
 #include "core/log.h"
 #include "core/philox.h"
 #include "grad_project/grad_project.h"
@@ -420,11 +421,8 @@ __global__ void __launch_bounds__(SketchTile::threads, SketchTile::resident)
       In *to = pipeline + slot * S::elements;
       const In *a = static_cast<const In *>(s.a) + sample * s.a_sample + ahead_token * s.a_token + col;
       const In *b = static_cast<const In *>(s.b) + sample * s.b_sample + ahead_token * s.b_token + row;
-      copy_window<Tile::cols, S::a_stride, S::tokens, Tile::threads>(at.a_copy, to, a, s.a_token, tokens - ahead_token,
-                                                                     int(least(Tile::cols, s.d - col)));
-      copy_window<Tile::rows, S::b_stride, S::tokens, Tile::threads>(at.b_copy, to + S::tokens * S::a_stride, b,
-                                                                     s.b_token, tokens - ahead_token,
-                                                                     int(least(Tile::rows, s.p - row)));
+      copy_stage<Tile>(to, at.a_copy, a, s.a_token, at.b_copy, b, s.b_token, tokens - ahead_token,
+                       int(least(Tile::cols, s.d - col)), int(least(Tile::rows, s.p - row)));
       ahead_token += S::tokens;
       if (ahead_token >= tokens) {
         ahead_token = 0;
@@ -476,11 +474,6 @@ __global__ void __launch_bounds__(threads) grad_project_sum_slabs(GradProject s,
 // ---------------------------------------------------------------------------------------------------------------------
 
 int64_t whole_16_bytes(int64_t bytes) { return ceil_div(bytes, 16) * 16; }
-
-int copy_bytes(const void *data, int64_t stride, int64_t other_stride, int64_t element) {
-  const int64_t misalignment = int64_t(reinterpret_cast<uintptr_t>(data)) | stride * element | other_stride * element;
-  return int(misalignment % 16 == 0 ? 16 : misalignment % 4 == 0 ? 4 : element);
-}
 
 // Drawn normals and given float32 matrices need products of float32 with the tokens' type; both sides then take them.
 DType matrix_type(const GradProject &s) {
@@ -639,7 +632,7 @@ int grad_project_cuda(const GradProject &s, void *workspace, void *stream) {
   if (!results)
     return cudaSuccess;
   if (is_empty(s))
-    return cudaMemsetAsync(s.out, 0, size_t(results) * 4, static_cast<cudaStream_t>(stream));
+    return zero(s.out, results * 4, stream);
   char *scratch = static_cast<char *>(workspace);
   if (s.dtype == DType::f32)
     return run<float>(s, scratch, stream);

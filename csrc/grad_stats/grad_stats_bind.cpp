@@ -60,11 +60,6 @@ struct Call {
                       {&b, D ? &*D : nullptr, weight_grad ? &*weight_grad : nullptr, norms2 ? &*norms2 : nullptr,
                        dots ? &*dots : nullptr});
   }
-
-  void refuse_float64() const {
-    if (args.dtype == DType::f64)
-      throw py::value_error("cuda: float64 is not supported; use backend='cpu'");
-  }
 };
 
 } // namespace
@@ -81,14 +76,14 @@ void bind_grad_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
   cuda.def("grad_stats", [](py::handle a, py::handle b, py::handle D, py::handle weight_grad, py::handle norms2,
                             py::handle dots, bool accumulate, py::handle workspace) {
     Call call(a, b, D, weight_grad, norms2, dots, accumulate);
-    call.refuse_float64();
+    refuse_float64(call.args.dtype);
     run_on_device("grad_stats", a, call.a, workspace, grad_stats_cuda_workspace(call.args),
                   [&](void *scratch, void *stream) { return grad_stats_cuda(call.args, scratch, stream); });
   });
   cuda.def("grad_stats_workspace", [](py::handle a, py::handle b, py::handle D, py::handle weight_grad,
                                       py::handle norms2, py::handle dots, bool accumulate) {
     Call call(a, b, D, weight_grad, norms2, dots, accumulate);
-    call.refuse_float64();
+    refuse_float64(call.args.dtype);
     return grad_stats_cuda_workspace(call.args);
   });
 #endif

@@ -2,6 +2,7 @@
 // of G and the running tile of dW both stay in registers; norms and dots are taken from the first before it is added to
 // the second. Loads run ahead across samples, so the statistics of one hide the loads of the next. See
 // docs/gpu/grad_stats.md.
+#include "core/launch.cuh"
 #include "core/tile.cuh"
 #include "grad_stats/grad_stats.h"
 #include <type_traits>
@@ -94,11 +95,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident) grad_stats_tile
       In *to = pipeline + slot * S::elements;
       const In *a = static_cast<const In *>(s.a) + int64_t(ahead_sample) * s.a_sample + ahead_token * s.a_token + col;
       const In *b = static_cast<const In *>(s.b) + ahead_sample * s.b_sample + ahead_token * s.b_token + row;
-      const int tokens_left = tokens - ahead_token;
-      copy_window<Tile::cols, S::a_stride, S::tokens, Tile::threads>(at.a_copy, to, a, s.a_token, tokens_left,
-                                                                     cols_left);
-      copy_window<Tile::rows, S::b_stride, S::tokens, Tile::threads>(at.b_copy, to + S::tokens * S::a_stride, b,
-                                                                     s.b_token, tokens_left, rows_left);
+      copy_stage<Tile>(to, at.a_copy, a, s.a_token, at.b_copy, b, s.b_token, tokens - ahead_token, cols_left,
+                       rows_left);
       ahead_token += S::tokens;
       if (ahead_token >= tokens) {
         ahead_token = 0;
@@ -238,23 +236,13 @@ int64_t partials_of(const GradStats &s, const Plan &plan) { return s.samples * (
 
 bool is_empty(const GradStats &s) { return !s.samples || !s.tokens || !s.d || !s.p; }
 
-int copy_bytes(const void *data, int64_t sample_stride, int64_t token_stride, int64_t element) {
-  const int64_t misalignment =
-      int64_t(reinterpret_cast<uintptr_t>(data)) | sample_stride * element | token_stride * element;
-  return int(misalignment % 16 == 0 ? 16 : misalignment % 4 == 0 ? 4 : element);
-}
-
-cudaError_t zero(void *to, int64_t floats, cudaStream_t stream) {
-  return to && floats ? cudaMemsetAsync(to, 0, size_t(floats) * 4, stream) : cudaSuccess;
-}
-
-cudaError_t zero_outputs(const GradStats &s, cudaStream_t stream) {
-  cudaError_t error = zero(s.norms2, s.samples, stream);
+cudaError_t zero_outputs(const GradStats &s, void *stream) {
+  cudaError_t error = zero(s.norms2, s.samples * 4, stream);
   if (error == cudaSuccess)
-    error = zero(s.dots, s.samples * s.directions, stream);
+    error = zero(s.dots, s.samples * s.directions * 4, stream);
   if (error == cudaSuccess && s.weight_grad && !s.accumulate && s.p && s.d)
     error = cudaMemset2DAsync(s.weight_grad, size_t(most(s.weight_grad_row, s.d)) * 4, 0, size_t(s.d) * 4, size_t(s.p),
-                              stream);
+                              static_cast<cudaStream_t>(stream));
   return error;
 }
 
@@ -304,7 +292,7 @@ int grad_stats_cuda(const GradStats &s, void *workspace, void *stream) {
   if (s.dtype == DType::f64)
     return cudaErrorNotSupported;
   if (is_empty(s))
-    return zero_outputs(s, static_cast<cudaStream_t>(stream));
+    return zero_outputs(s, stream);
   Launch at{};
   at.plan = plan_of(s);
   if (most(most(s.samples, s.tokens), most(s.directions, at.plan.tiles * at.plan.splits)) > INT32_MAX)

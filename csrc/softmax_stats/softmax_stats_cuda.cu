@@ -2,7 +2,7 @@
 // row's largest logit held out; another kernel puts the pieces of a row together. A tile of logits waits in registers
 // until it is known whether it moves the reference, so that logits are read once. What bounds it: that read, or in half
 // types on the fastest memory the instructions around e^x. See docs/gpu/softmax_stats.md.
-#include "core/device.cuh"
+#include "core/launch.cuh"
 #include "softmax_stats/softmax_stats.h"
 #include <limits>
 #include <type_traits>
@@ -456,12 +456,7 @@ int softmax_stats_cuda(const SoftmaxStats &s, void *workspace, void *stream) {
   const cudaError_t error = cudaMemsetAsync(s.bad_row, 0xff, 8, static_cast<cudaStream_t>(stream)); // -1
   if (error != cudaSuccess || s.samples * s.tokens == 0)
     return error;
-  switch (s.dtype) {
-  case DType::f32: return run<float>(s, workspace, stream);
-  case DType::f64: return run<double>(s, workspace, stream);
-  case DType::bf16: return run<bf16>(s, workspace, stream);
-  default: return run<f16>(s, workspace, stream);
-  }
+  return by_dtype(s.dtype, [&](auto element) { return run<decltype(element)>(s, workspace, stream); });
 }
 
 } // namespace gg

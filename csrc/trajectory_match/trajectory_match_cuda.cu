@@ -2,7 +2,7 @@
 // gradient, one more block adds the sums. The table of tensors travels in the kernel's parameters, a batch of tensors
 // per launch: nothing is copied to the card, so that calls can be captured in a graph. What bounds it: reading the
 // tensors once. See docs/gpu/trajectory_match.md.
-#include "core/device.cuh"
+#include "core/launch.cuh"
 #include "trajectory_match/trajectory_match.h"
 #include <type_traits>
 
@@ -340,12 +340,7 @@ int trajectory_match_cuda(const TrajectoryMatch &s, void *workspace, void *strea
   if (blocks_of(s) > INT32_MAX)
     return cudaErrorInvalidConfiguration;
   Totals *partials = static_cast<Totals *>(workspace);
-  switch (s.dtype) {
-  case DType::f32: return run<float>(s, partials, stream);
-  case DType::f64: return run<double>(s, partials, stream);
-  case DType::bf16: return run<bf16>(s, partials, stream);
-  default: return run<f16>(s, partials, stream);
-  }
+  return by_dtype(s.dtype, [&](auto element) { return run<decltype(element)>(s, partials, stream); });
 }
 
 } // namespace gg

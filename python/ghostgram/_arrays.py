@@ -155,10 +155,8 @@ def unit_inner_stride(x: Array) -> Array:
         if x.size == 0 or (x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)):
             return x if x.flags.aligned else x.copy()
         return np.ascontiguousarray(x)
-    if framework(x, "array") == "cupy" and x.size and x.strides[-1:] != (x.itemsize,):
-        with x.device:
-            return sys.modules["cupy"].ascontiguousarray(x)
-    return x
+    kernels_can_read = framework(x, "array") != "cupy" or not x.size or x.strides[-1:] == (x.itemsize,)
+    return x if kernels_can_read else _cupy_copy(x)
 
 
 def contiguous(x: Array) -> Array:
@@ -168,10 +166,13 @@ def contiguous(x: Array) -> Array:
         return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
     if isinstance(x, np.ndarray):
         return x if x.flags.c_contiguous else np.ascontiguousarray(x)
-    if framework(x, "array") == "cupy" and not x.flags.c_contiguous:
-        with x.device:
-            return sys.modules["cupy"].ascontiguousarray(x)
-    return x
+    return x if framework(x, "array") != "cupy" or x.flags.c_contiguous else _cupy_copy(x)
+
+
+def _cupy_copy(x: Array) -> Array:
+    """In C order, and on the array's own device: CuPy allocates on the current one."""
+    with x.device:
+        return sys.modules["cupy"].ascontiguousarray(x)
 
 
 def samples_first(x: Array, name: str) -> Array:

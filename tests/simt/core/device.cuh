@@ -137,10 +137,11 @@ inline void copy_async_4(void *to, const void *from, int valid) { simt::copy_asy
 inline void copy_async_commit() { simt::copy_async_commit(); }
 template <int pending> inline void copy_async_wait() { simt::copy_async_wait(pending); }
 
-inline void load_matrix_x4_trans(uint32_t (&r)[4], const void *row, Site at = Site::current()) {
+// Lane l gets of each matrix the elements (l / 4, 2 (l % 4)) and its right neighbour, or those of the transposed one.
+inline void load_matrices(const char *name, Site at, uint32_t (&r)[4], const void *row, bool transposed) {
   simt::require_shared(row, 16, 16);
   std::memcpy(simt::current_slot().bytes, &row, sizeof row);
-  simt::warp_instruction("ldmatrix.x4.trans", at, [](simt::Warp &warp) {
+  simt::warp_instruction(name, at, [&](simt::Warp &warp) {
     uint16_t matrix[4][8][8];
     for (int lane = 0; lane < 32; ++lane) {
       const void *from;
@@ -149,10 +150,18 @@ inline void load_matrix_x4_trans(uint32_t (&r)[4], const void *row, Site at = Si
     }
     for (int lane = 0; lane < 32; ++lane)
       for (int m = 0; m < 4; ++m)
-        for (int half = 0; half < 2; ++half)
-          std::memcpy(warp.slot[lane].bytes + 4 * m + 2 * half, &matrix[m][lane % 4 * 2 + half][lane / 4], 2);
+        for (int half = 0; half < 2; ++half) {
+          const int i = lane / 4, j = lane % 4 * 2 + half;
+          std::memcpy(warp.slot[lane].bytes + 4 * m + 2 * half, transposed ? &matrix[m][j][i] : &matrix[m][i][j], 2);
+        }
   });
   std::memcpy(r, simt::current_slot().bytes, 16);
+}
+inline void load_matrix_x4(uint32_t (&r)[4], const void *row, Site at = Site::current()) {
+  load_matrices("ldmatrix.x4", at, r, row, false);
+}
+inline void load_matrix_x4_trans(uint32_t (&r)[4], const void *row, Site at = Site::current()) {
+  load_matrices("ldmatrix.x4.trans", at, r, row, true);
 }
 
 // One lane's part of d = x y + c.
@@ -352,23 +361,6 @@ inline uint64_t bits_of_double(double x) {
   uint64_t bits;
   std::memcpy(&bits, &x, 8);
   return bits;
-}
-
-inline void load_matrix_x4(uint32_t (&r)[4], const void *row, Site at = Site::current()) {
-  simt::require_shared(row, 16, 16);
-  std::memcpy(simt::current_slot().bytes, &row, sizeof row);
-  simt::warp_instruction("ldmatrix.x4", at, [](simt::Warp &warp) {
-    uint32_t matrix[4][8][4];
-    for (int lane = 0; lane < 32; ++lane) {
-      const void *from;
-      std::memcpy(&from, warp.slot[lane].bytes, sizeof from);
-      std::memcpy(matrix[lane / 8][lane % 8], from, 16);
-    }
-    for (int lane = 0; lane < 32; ++lane)
-      for (int m = 0; m < 4; ++m)
-        std::memcpy(warp.slot[lane].bytes + 4 * m, &matrix[m][lane / 4][lane % 4], 4);
-  });
-  std::memcpy(r, simt::current_slot().bytes, 16);
 }
 
 inline uint32_t match_over_warp(uint32_t x, Site at = Site::current()) {
