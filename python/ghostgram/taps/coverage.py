@@ -70,6 +70,7 @@ def cover(
     wanted = set(parameters)
     owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
+        path = path.replace("_orig_mod.", "").removesuffix("_orig_mod")  # which torch.compile puts in
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in wanted:
                 owners.setdefault(parameter, []).append((f"{path}.{name}" if path else name, module))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ class Slot:
     """(rows, K) of zeros, whose gradient the dots are; None where there are no directions."""
     parameter: nn.Parameter | None = None
     """The parameter scored, as the optimizer knows it; None when it is not scored."""
+    mark: str = ""
+    """Names the parameter to `_note_rounded`."""
 
     def part(self, start: int, stop: int) -> Slot:
         """The slot of the parameter's rows start to stop."""
@@ -89,8 +92,25 @@ class Tap:
 
     def note_dtype(self, dtype: torch.dtype) -> None:
         """Remembers that the gradients of this module's parameters pass through a 16-bit dtype."""
-        if dtype.itemsize == 2 and not torch.compiler.is_compiling():
-            self.taps.rounded.update(slot.parameter for slot in self.slots.values() if slot.parameter is not None)
+        if dtype.itemsize == 2:
+            for slot in self.slots.values():
+                if slot.mark:
+                    _note_rounded(slot.mark)
+
+
+_noting: weakref.WeakValueDictionary[str, Taps] = weakref.WeakValueDictionary()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _note_rounded(mark: str) -> None:
+    """Books that a parameter's gradient passes through a 16-bit dtype.
+
+    torch.compile calls it once, while it traces: in a checkpointed block, no other side effect is allowed. Hence the
+    strings, which are constants to it.
+    """
+    session, _, parameter = mark.partition(" ")
+    taps = _noting[session]
+    taps.rounded.add(taps.scored[int(parameter)])
 
 
 class Taps:
@@ -112,7 +132,9 @@ class Taps:
             module: {n: p for n, p in module.named_parameters(recurse=False) if p in scored}
             for module, _ in self._modules
         }
-        self._scored = list(dict.fromkeys(p for named in self._parameters.values() for p in named.values()))
+        self.scored = list(dict.fromkeys(p for named in self._parameters.values() for p in named.values()))
+        self._marks = {p: f"{id(self)} {index}" for index, p in enumerate(self.scored)}
+        _noting[str(id(self))] = self
         self._dots: dict[nn.Parameter, Tensor] = {}
         self._kept: Kept = []
         self._open = False
@@ -148,7 +170,7 @@ class Taps:
         try:
             for module, forward in self._modules:
                 slots = {
-                    name: Slot(None if directions is None else directions[p], probes.get(p), p)
+                    name: Slot(None if directions is None else directions[p], probes.get(p), p, self._marks[p])
                     for name, p in self._parameters[module].items()
                     if directions is None or p in probes
                 }
@@ -185,7 +207,7 @@ class Taps:
             return grad
 
         probes, self._dots = {}, {}
-        for parameter in self._scored:
+        for parameter in self.scored:
             if (D := directions.get(parameter)) is None:
                 continue
             probe = torch.zeros(rows, D.shape[0], dtype=D.dtype, device=D.device)
