@@ -29,6 +29,7 @@ class Setting:
     wrapper: dict = field(default_factory=dict)  # of DistributedDataParallel
     spread: tuple = ("ddp", "fsdp")
     keeps_zeros: bool = False  # zero_grad(set_to_none=False)
+    eps: float = 1e-8
 
     @property
     def shares(self):
@@ -39,14 +40,14 @@ class Setting:
 SETTINGS = {
     "sgd": Setting("small", optimizer=torch.optim.SGD),
     "adamw": Setting(clip=0.5),
-    "adamw in float32": Setting(dtype=torch.float32, clip=0.5),
+    "adamw in float32": Setting(dtype=torch.float32, clip=0.5, eps=1e-3),
     "adamw, accumulated": Setting(pieces=2),
     "llama": Setting("llama"),
     "after the batch, stored": Setting("small", optimizer=torch.optim.Adam, options={"v_state": "post"}),
     "refreshed, some excluded": Setting(options={"refresh": 2, "exclude": ["transformer.h.0.*", "*wpe*"]}),
     "rotating pool": Setting("small", options={"order": 2}),
     "order 2, stored": Setting(options={"order": 2, "late": "stored", "compare_orders": True}, clip=0.5),
-    "order 2 in float32": Setting(options={"order": 2, "late": "stored"}, dtype=torch.float32),
+    "order 2 in float32": Setting(options={"order": 2, "late": "stored"}, dtype=torch.float32, eps=1e-3),
     "order 2, replayed": Setting(options={"order": 2, "late": "replay"}),
     "order 2, replayed microbatches": Setting(options={"order": 2}, pieces=2, clip=0.5),
     "order 2, hessian": Setting("small", options={"order": 2, "curvature": "hvp"}, spread=("ddp",)),
@@ -91,12 +92,11 @@ def spread_out(model, how, wrapper):
     if how == "ddp":
         return DistributedDataParallel(model, **wrapper)
     if how == "fsdp":
-        for block in [m for name, m in model.named_modules() if name in ("up", "transformer.h.0", "model.layers.0")]:
-            fully_shard(block, **wrapper)
-        for module in model.modules():
-            if type(module).__name__ in ("Conv1D", "LlamaRMSNorm"):
-                fully_shard(module, **wrapper)
-                break
+        alone = {"Conv1D", "LlamaRMSNorm"}  # of one such layer the parameters are a group of their own, a block's another
+        layers = [m for m in model.modules() if type(m).__name__ in alone][:1]
+        blocks = [m for name, m in model.named_modules() if name in ("up", "transformer.h.0", "model.layers.0")]
+        for module in layers + blocks:
+            fully_shard(module, **wrapper)
         fully_shard(model, **wrapper)
     return model
 
@@ -122,7 +122,8 @@ def run(setting, how="alone", log=None, steps=STEPS):
     rank, size = (dist.get_rank(), dist.get_world_size()) if how != "alone" else (0, 1)
     net, loss, batches = build(setting)
     model = spread_out(net, how, setting.wrapper)
-    optimizer = setting.optimizer(model.parameters(), lr=0.02, weight_decay=0.1)
+    options = {} if setting.optimizer is torch.optim.SGD else {"eps": setting.eps}
+    optimizer = setting.optimizer(model.parameters(), lr=0.02, weight_decay=0.1, **options)
     whole, parted = batches(4, 101), batches(ROWS, 102)
     sets = {"whole": lambda m: loss(m, whole), "parted": lambda m: loss(m, cut(parted, rank, size))}
     shapley = gg.InRunShapley(model, optimizer, sets, log=log, **setting.options)

@@ -150,7 +150,11 @@ def _written_out_norm(module: Any) -> tuple[Forward | None, str]:
     with torch.no_grad():
         x = torch.linspace(-1.7, 2.3, 3 * weight.numel(), device=weight.device).view(1, 3, -1).to(weight.dtype)
         normalised = x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + eps)
-        y = torch.func.functional_call(module, {"weight": weight}, (x,)).double()
+        module._parameters["weight"] = weight
+        try:
+            y = module.forward(x).double()  # not by a call, whose hooks may want to gather weights
+        finally:
+            module._parameters["weight"] = parameters["weight"]
         for forward, scale in ((llama_norm_forward, weight), (gemma_norm_forward, 1 + weight.double())):
             if torch.allclose(y, normalised * scale, rtol=1e-2 if weight.dtype.itemsize == 2 else 1e-5):
                 return forward, ""
