@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import by_row, keep, save_scoring, scores, tap_of
+from ghostgram.taps.session import by_row, keep, save_scoring, saved, scores, tap_of
 
 
 class _Embedding(torch.autograd.Function):
@@ -24,7 +24,7 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        ids, directions, _, segments = ctx.saved_tensors
+        ids, directions, _, segments = saved(ctx)
         b, samples = grad.flatten(1, -2) if grad.dim() > 2 else grad.unsqueeze(1), ids.reshape(ids.shape[0], -1)
         grad_weight = dots = None
         if directions is not None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ghostgram.taps.sharding import whole
+
 if TYPE_CHECKING:
     from ghostgram.taps.coverage import Coverage
 
@@ -155,8 +157,9 @@ class Taps:
 
         Args:
             batch: The number of samples B.
-            directions: parameter -> (K, *shape), in the parameter's accumulation dtype. None when they are not known
-                yet: every layer's (a, b) is then kept until `contract`.
+            directions: parameter -> (K, *shape), in the parameter's accumulation dtype, sharded as the parameter is
+                (`sharding.parts_of`). None when they are not known yet: every layer's (a, b) is then kept until
+                `contract`.
             segments: (B, T) integers: the document, 0 to documents - 1, of each position; a row of dots is then a
                 document's, by position. Negative for positions of no document.
             documents: The number of documents in `segments`.
@@ -229,7 +232,7 @@ class Taps:
         dots: dict[nn.Parameter, Tensor] = {}
         for parameter, contraction in kept:
             if parameter in directions:
-                more = contraction(directions[parameter])
+                more = contraction(whole(directions[parameter]))
                 dots[parameter] = dots[parameter] + more if parameter in dots else more
         return dots
 
@@ -245,10 +248,19 @@ def tap_of(module: nn.Module) -> Tap:
 def save_scoring(ctx: Any, scoring: tuple[Any, ...], *tensors: Tensor | None) -> None:
     """Saves a layer's tensors and, behind them, the directions of weight and bias and the segments.
 
-    A backward must read `ctx.saved_tensors` once only: checkpointing refuses a second time.
+    A backward reads them by `saved`.
     """
     D_weight, _, D_bias, _, segments, ctx.rows, ctx.later = scoring
     ctx.save_for_backward(*tensors, D_weight, D_bias, segments)
+
+
+def saved(ctx: Any) -> tuple[Any, ...]:
+    """What `save_scoring` saved, directions whole: those of a sharded parameter are gathered here, for one backward.
+
+    To be called once only: checkpointing refuses to read `ctx.saved_tensors` a second time.
+    """
+    *tensors, D_weight, D_bias, segments = ctx.saved_tensors
+    return *tensors, whole(D_weight), whole(D_bias), segments
 
 
 def keep(ctx: Any, of_weight: Contraction, of_bias: Contraction | None = None) -> None:
