@@ -57,6 +57,46 @@ def test_forward_mode_scores_what_no_tap_covers(options, clip):
     np.testing.assert_allclose(*found, rtol=1e-9)
 
 
+@pytest.mark.parametrize("late", ["stored", "replay"])
+def test_a_fallback_parameter_that_no_backward_reaches_needs_no_derivative(late):
+    model, batch = Small(), regression(5, 1)
+    model.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    shapley = gg.InRunShapley(
+        model, optimizer, lambda m: mse(m, regression(7, 2)), v_state="post", late=late, fallback="jvp"
+    )
+    expected = one_by_one(Small(), batch, regression(7, 2), 0.05)
+    with shapley.step(ids=range(5), losses=lambda: shares(model, batch)):
+        mse(model, batch).backward()
+    optimizer.step()
+    np.testing.assert_allclose(phis(shapley)[:, 0], expected, rtol=1e-9)
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_passes_the_sum_check_of_a_replay():
+    """Softmax does not see a bias that is added to all keys' scores, and a replay rounds otherwise."""
+    torch.manual_seed(0)
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            return self.out(nn.functional.scaled_dot_product_attention(q, k, v)).sum((1, 2))
+
+    model, batch = Attention(), (torch.randn(5, 6, 8), torch.randn(5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    held_out = torch.randn(5, 6, 8), torch.randn(5)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: shares(m, held_out).sum(), v_state="post", late="replay")
+    for _ in range(5):
+        with shapley.step(ids=range(5), losses=lambda: shares(model, batch)):
+            shares(model, batch).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(shapley.step_log()) == 25
+
+
 def test_a_fallback_is_never_taken_silently():
     model = Bare()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

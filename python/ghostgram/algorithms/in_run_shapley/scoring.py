@@ -246,8 +246,8 @@ class Scorer:
 
     def _ask_oracle(self, step: Step, microbatch: Microbatch, directions: Directions) -> None:
         """The dots that forward-mode passes give: of parameters without a tap, and of all of them for an audit."""
-        if self._fallback and microbatch.way != "forward":
-            along = {p: directions[p] for p in self._fallback if p in directions}
+        along = {p: directions[p] for p in self._fallback if p in directions}  # not p that backward never reached
+        if along and microbatch.way != "forward":
             microbatch.joint = microbatch.derivatives(self.model, along)
         if self.audits(step):
             scored = [*self.coverage.scored.values(), *self._fallback]
