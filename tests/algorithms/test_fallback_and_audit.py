@@ -1,5 +1,7 @@
 """Parameters without a tap scored by forward mode, and the audit that finds what the sum check cannot."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,76 @@ def test_a_gradient_that_is_zero_but_for_rounding_passes_the_sum_check_of_a_repl
         optimizer.step()
         optimizer.zero_grad()
     assert len(shapley.step_log()) == 25
+
+
+class Elsewhere(Small):
+    """With a weight that is used outside its layer's forward, and a table that is looked up once for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.outside = nn.Linear(8, 8).double()
+        self.table = nn.Embedding(6, 8).double()
+        self.both = nn.Linear(8, 8, bias=False).double()
+
+    def forward(self, x):
+        hidden = self.norm(self.up(x)) @ self.outside.weight + self.outside.bias
+        hidden = self.both(torch.tanh(hidden)) + hidden @ self.both.weight
+        table = self.table(torch.tensor([[0, 2, 3], [3, 4, 4]])).mean((0, 1))
+        return self.down(torch.tanh(hidden) + table).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"v_state": "post", "late": "stored"}, {"v_state": "post", "late": "replay"}],
+    ids=["early", "stored", "replayed"],
+)
+def test_parameters_used_where_no_tap_sees_them_join_the_fallback(options):
+    model, batch, held_out = Elsewhere(), regression(5, 1), regression(7, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, held_out), fallback="jvp", **options)
+    assert not shapley.coverage().fallback
+    for step in range(2):
+        expected = one_by_one(model, batch, held_out, 0.05)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with shapley.step(ids=range(5), losses=lambda: shares(model, batch)):
+                mse(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert any("outside.weight" in str(each.message) for each in said) == (step == 0)
+        np.testing.assert_allclose(phis(shapley)[-5:, 0], expected, rtol=1e-9)
+    assert shapley.coverage().fallback.keys() == {"outside.weight", "outside.bias", "both.weight", "table.weight"}
+    assert sum("fallback" in row.covered_by for row in shapley.coverage().rows) == 4
+
+
+def test_a_parameter_used_where_no_tap_sees_it_is_an_error_without_a_fallback():
+    model, batch = Elsewhere(), regression(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(7, 2)))
+    with pytest.raises(ValueError, match=r"Embedding: expected ids whose first dimension is the sample"):
+        with shapley.step(ids=range(5)):
+            mse(model, batch).backward()
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(2, 2)))
+    with pytest.raises(RuntimeError, match=r"outside\.weight: .* some use of this parameter was not tapped"):
+        with shapley.step(ids=range(2)):
+            mse(model, regression(2, 1)).backward()
+
+
+def test_excluded_parameters_stay_out_of_late_forward_mode():
+    model, batch = Small(), regression(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    found = []
+    for late in ("stored", "forward"):
+        model = Small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        shapley = gg.InRunShapley(
+            model, optimizer, lambda m: mse(m, regression(7, 2)), v_state="post", late=late, exclude=["up.*"]
+        )
+        with shapley.step(ids=range(5), losses=lambda m=model: shares(m, batch)):
+            mse(model, batch).backward()
+        optimizer.step()
+        found.append(phis(shapley)[:, 0])
+    np.testing.assert_allclose(*found, rtol=1e-9)
 
 
 def test_a_fallback_is_never_taken_silently():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import by_row, keep, save_scoring, scores, tap_of
+from ghostgram.taps.session import NoSampleAxisError, by_row, keep, save_scoring, scores, tap_of
 
 
 class _Embedding(torch.autograd.Function):
@@ -59,7 +59,7 @@ def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
         and not torch.compiler.is_compiling()  # which cannot look at values
         and bool((ids == torch.arange(batch, device=ids.device)).all())
     ):
-        raise ValueError(
+        raise NoSampleAxisError(
             f"Embedding: ids {tuple(ids.shape)} = 0, 1, 2, ... may be one id per sample or as many positions as there "
             "are samples; give them a sample axis, e.g. ids.unsqueeze(0) for positions"
         )
@@ -68,7 +68,7 @@ def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
     if ids.shape[0] == 1:
         ids = ids.expand(batch, *ids.shape[1:])
     if ids.shape[0] != batch:
-        raise ValueError(
+        raise NoSampleAxisError(
             f"Embedding: expected ids whose first dimension is the sample ({batch}), got {tuple(ids.shape)}"
         )
     if tap.segments is not None and ids.shape != tap.segments.shape:

@@ -243,7 +243,7 @@ def _forward_mode(model: nn.Module) -> Iterator[None]:
             if hasattr(config, "_experts_implementation"):
                 stack.enter_context(_replaced(config, "_experts_implementation", "eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(forward_ad.dual_level())  # type: ignore[no-untyped-call]
+        stack.enter_context(forward_ad.dual_level())
         stack.enter_context(_TangentsLikePrimals())
         yield
 
