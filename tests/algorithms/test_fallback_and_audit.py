@@ -139,6 +139,37 @@ def test_parameters_used_where_no_tap_sees_them_join_the_fallback(options):
     assert sum("fallback" in row.covered_by for row in shapley.coverage().rows) == 4
 
 
+class Dispatched(Small):
+    """Sends tokens to two experts, as many to the first as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8).double() for _ in range(2))
+
+    def forward(self, x):
+        tokens = torch.tanh(self.norm(self.up(x))).unsqueeze(1) * torch.tensor([1.0, -0.5, 2.0]).unsqueeze(1)
+        first = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+        first[0, :], first[1, :2] = True, True  # of two of the five samples alone
+        y = torch.zeros_like(tokens)
+        for expert, chosen in zip(self.experts, (first, ~first), strict=True):
+            y[chosen] = expert(tokens[chosen])
+        return self.down(y.sum(1)).squeeze(-1)
+
+
+def test_tokens_as_many_as_samples_are_not_taken_for_samples():
+    model, batch, held_out = Dispatched(), regression(5, 1), regression(7, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    expected = one_by_one(model, batch, held_out, 0.05)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, held_out), fallback="jvp")
+    with pytest.warns(UserWarning, match=r"experts\.0\.weight"):
+        with shapley.step(ids=range(5), losses=lambda: shares(model, batch)):
+            mse(model, batch).backward()
+    optimizer.step()
+    np.testing.assert_allclose(phis(shapley)[:, 0], expected, rtol=1e-9)
+    assert all(name.startswith("experts") for name in shapley.coverage().fallback)
+    assert len(shapley.coverage().fallback) == 4
+
+
 def test_a_parameter_used_where_no_tap_sees_it_is_an_error_without_a_fallback():
     model, batch = Elsewhere(), regression(5, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

@@ -92,6 +92,26 @@ def check_sums(
             )
 
 
+def unlike_the_oracle(scorer: Scorer, microbatches: Sequence[Microbatch], directions: Directions) -> list[nn.Parameter]:
+    """The tapped parameters whose dots forward mode contradicts, found by halving those that are wrong together."""
+    found: dict[nn.Parameter, None] = {}
+    for microbatch in microbatches:
+
+        def wrong(parameters: list[nn.Parameter], where: Microbatch = microbatch) -> list[nn.Parameter]:
+            truth = where.derivatives(scorer.model, {p: directions[p] for p in parameters})
+            dots = torch.stack([where.dots[p] for p in parameters])
+            if bool(((dots.sum(0) - truth).abs() <= _allowed(scorer) * dots.abs().sum(0).amax(0)).all()):
+                return []
+            if len(parameters) == 1:
+                return parameters
+            half = len(parameters) // 2
+            return wrong(parameters[:half]) + wrong(parameters[half:])
+
+        if tapped := [p for p in microbatch.dots if p in directions]:
+            found |= dict.fromkeys(wrong(tapped))
+    return list(found)
+
+
 def audited(scorer: Scorer, step: Step, directions: Directions) -> float | None:
     """The largest difference between dots and oracle, over the size of a sample's terms; None if not audited.
 

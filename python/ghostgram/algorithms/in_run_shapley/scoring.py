@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley import directions as ways
-from ghostgram.algorithms.in_run_shapley.audit import UntappedUseError, audited, check_sums
+from ghostgram.algorithms.in_run_shapley.audit import UntappedUseError, audited, check_sums, unlike_the_oracle
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
 from ghostgram.algorithms.in_run_shapley.linearize import state_is_ready
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch, RandomStates
@@ -289,8 +289,9 @@ class Scorer:
     def _check(self, step: Step, directions: Directions, scales: Mapping[nn.Parameter, float]) -> None:
         """The sum check, after which parameters with an untapped use may join those that forward mode scores."""
         assert step.record is not None
-        if self.taps.passed_over:
-            self._demote(step, directions, self.taps.passed_over)
+        if self.taps.passed_over and self._demote(step, directions, self.taps.passed_over):
+            # Where tokens are dispatched, as many of them as samples may have been taken for these: their sum is right.
+            self._demote(step, directions, unlike_the_oracle(self, step.microbatches, directions))
         try:
             check_sums(self, step.microbatches, directions, step.record, scales)
         except UntappedUseError as missed:
@@ -299,12 +300,12 @@ class Scorer:
             self._demote(step, directions, missed.parameters)
             check_sums(self, step.microbatches, directions, step.record, scales)
 
-    def _demote(self, step: Step, directions: Directions, parameters: Iterable[nn.Parameter]) -> None:
-        """From now on forward mode scores these parameters, whose taps do not see all of their uses."""
+    def _demote(self, step: Step, directions: Directions, parameters: Iterable[nn.Parameter]) -> bool:
+        """From now on forward mode scores these parameters, whose taps do not see all of their uses; False if none."""
         names = [self.names[p] for p in parameters if self.names[p] in self.coverage.scored]
         self.taps.passed_over.clear()
         if not names:
-            return
+            return False
         warnings.warn(
             f"{', '.join(names)}: used outside their layer's forward, or on inputs whose first dimension is not the "
             "sample; scored by forward mode from now on",
@@ -317,6 +318,7 @@ class Scorer:
                 microbatch.dots.pop(self.coverage.fallback[name], None)
             if microbatch.way != "forward":
                 microbatch.joint = microbatch.derivatives(self.model, self._along(directions))
+        return True
 
     def _along(self, directions: Directions) -> Directions:
         """The directions of parameters that forward mode scores and that backward has reached."""
