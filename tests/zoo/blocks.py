@@ -110,3 +110,21 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.scale * self.B(self.A(x))
+
+
+class Experts(nn.Module):
+    """Experts that are layers of their own: each sees the tokens that the router sends to it, whoever they are of."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, count)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.router(x).softmax(-1).max(-1)
+        y = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            y[chosen == index] = expert(x[chosen == index]).to(y.dtype)
+        return x + weights.unsqueeze(-1) * y

@@ -25,7 +25,7 @@ class Condition:
         recompute: Whether checkpoints are reentrant; None for no checkpointing. Never in the loop over samples.
         batch: Changes the batch.
         context: Around forward and backward.
-        late: The directions are known only after the backward.
+        late: How dots are taken of directions that are known only after the backward; "" for directions known before.
         microbatches: The batch is cut into so many, each with a backward of its own.
         tolerance: Of the dots, relative to the largest sum of a sample's absolute terms.
         gradient_tolerance: Of .grad, relative to each parameter's gradient.
@@ -37,7 +37,7 @@ class Condition:
     recompute: bool | None = None
     batch: Callable[[Entry, Batch], Batch] = lambda entry, batch: batch
     context: Callable[[], AbstractContextManager] = nullcontext
-    late: bool = False
+    late: str = ""
     microbatches: int = 1
     tolerance: float = 1e-5
     gradient_tolerance: float = 1e-6
@@ -48,7 +48,7 @@ def takes(argument: str) -> Callable[[Entry, nn.Module], str]:
 
     def why_not(entry: Entry, model: nn.Module) -> str:
         taken = {"input_ids", argument} <= inspect.signature(model.forward).parameters.keys()
-        return "" if taken else f"it takes no input_ids with {argument}"
+        return "" if taken else f"it takes no input_ids, or no {argument}"
 
     return why_not
 
@@ -72,6 +72,14 @@ def padded(entry: Entry, batch: Batch) -> Batch:
 
 def positions(entry: Entry, batch: Batch) -> Batch:
     return replace(batch, inputs=batch.inputs | {"position_ids": torch.arange(TOKENS).unsqueeze(0)})
+
+
+def as_many_tokens_as_samples(entry: Entry, batch: Batch) -> Batch:
+    """So that an axis of positions may be taken for that of samples."""
+    inputs = {name: x[:, :SAMPLES] for name, x in batch.inputs.items()}
+    if batch.labels.dim() == 1:
+        return replace(batch, inputs=inputs)
+    return replace(batch, inputs=inputs, labels=batch.labels[:, :SAMPLES], weights=batch.weights[:, :SAMPLES])
 
 
 def tie(model: nn.Module) -> None:
@@ -118,6 +126,7 @@ CONDITIONS = {
         Condition("sliced inputs", batch=with_inputs(sliced)),
         Condition("expanded inputs", batch=with_inputs(lambda x: x[:1].expand(SAMPLES, *x.shape[1:]))),
         Condition("positions (1, T)", takes("position_ids"), batch=positions),
+        Condition("T = B", takes("input_ids"), batch=as_many_tokens_as_samples),
         Condition(
             "4-D inputs",
             lambda entry, model: "" if entry.batch_4d else "its architecture fixes the axes of its inputs",
@@ -126,7 +135,9 @@ CONDITIONS = {
         Condition("padding", takes("attention_mask"), batch=padded),
         Condition("eval mode", change=nn.Module.eval),
         Condition("frozen parts", change=freeze),
-        Condition("late directions", late=True),
+        Condition("late, stored", late="stored"),
+        Condition("late, replayed", late="replay"),
+        Condition("late, forward", late="forward"),
         Condition("two microbatches", microbatches=2),
         Condition("bfloat16 autocast", context=bfloat16, tolerance=2e-2, gradient_tolerance=2e-2),
     ]

@@ -45,7 +45,7 @@ class Entry:
     batch_4d: Callable[[], Batch] | None = None
     """The same samples with two more axes between sample and features, where the architecture leaves them free."""
     refuses: Mapping[str, str] = field(default_factory=dict)
-    """Conditions that the model itself cannot meet, and why."""
+    """Conditions that the model itself or torch's operators in it cannot meet, and why."""
 
     def build(self) -> nn.Module:
         """The model with the same random weights every time: no bias is 0, no norm's weight 1, nothing drops out."""

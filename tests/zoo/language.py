@@ -45,8 +45,9 @@ def hugging_face(name: str, **sizes: Any) -> Callable[[], nn.Module]:
     return make
 
 
-def language(entry: str, model: str, fallback: str = "", **sizes: Any) -> Entry:
-    return Entry(entry, hugging_face(model, **OURS | sizes), text(), fallback)
+def language(entry: str, model: str, fallback: str = "", no_forward: str = "", **sizes: Any) -> Entry:
+    refuses = {"late, forward": no_forward} if no_forward else {}
+    return Entry(entry, hugging_face(model, **OURS | sizes), text(), fallback, refuses=refuses)
 
 
 ENTRIES = [
@@ -81,7 +82,14 @@ ENTRIES = [
     language("Phi-3", "Phi3ForCausalLM", **LLAMA),
     language("GPT-NeoX", "GPTNeoXForCausalLM", **LLAMA),
     language("Falcon", "FalconForCausalLM", **LLAMA),
-    language("Bloom", "BloomForCausalLM", hidden_size=WIDTH, n_layer=2, n_head=2),
+    language(
+        "Bloom",
+        "BloomForCausalLM",
+        no_forward="its GeLU is an autograd.Function without forward mode",
+        hidden_size=WIDTH,
+        n_layer=2,
+        n_head=2,
+    ),
     language("BERT", "BertForMaskedLM", **BERT),
     language("RoBERTa", "RobertaForMaskedLM", max_position_embeddings=16, **BERT),
     language("DistilBERT", "DistilBertForMaskedLM", dim=WIDTH, n_layers=2, n_heads=2, hidden_dim=24),
@@ -109,7 +117,8 @@ ENTRIES = [
     ),
     language("Mamba", "MambaForCausalLM", hidden_size=WIDTH, num_hidden_layers=2, state_size=4, time_step_rank=2),
     language("Mixtral", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **LLAMA),
-    language("Qwen3 MoE", "Qwen3MoeForCausalLM", head_dim=8, **LLAMA, **EXPERTS),
+    # One attention for forward and forward mode: in 16 bits, another one's rounding sends a token to other experts.
+    language("Qwen3 MoE", "Qwen3MoeForCausalLM", head_dim=8, attn_implementation="eager", **LLAMA, **EXPERTS),
     language("gpt-oss", "GptOssForCausalLM", head_dim=8, num_local_experts=4, num_experts_per_tok=2, **LLAMA),
     language(
         "DeepSeek-V3",

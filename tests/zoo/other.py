@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks import Checkpointable, GatedBlock, LoRA
+from zoo.blocks import Checkpointable, Experts, GatedBlock, LoRA
 from zoo.entry import CLASSES, VOCABULARY, WIDTH, Entry, real, text
 from zoo.language import LLAMA, OURS, hugging_face
 
@@ -45,6 +45,21 @@ class GatedDecoder(Checkpointable):
         for block in self.blocks:
             x = self.run(block, x)
         return self.head(self.norm(x))
+
+
+class ModuleExperts(Checkpointable):
+    """A mixture of experts that are nn.Linear, as models had it before experts were one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+        self.blocks = nn.ModuleList([Experts(WIDTH, 3), Experts(WIDTH, 3)])
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.tokens(input_ids)
+        for block in self.blocks:
+            x = self.run(block, x)
+        return self.head(x)
 
 
 class TorchEncoder(Checkpointable):
@@ -152,9 +167,15 @@ def peft_lora() -> nn.Module:
 ENTRIES = [
     Entry("MLP", MLP, real("x", 7), batch_4d=real("x", 2, 3, 7, labels=(2, 3))),
     Entry("gated decoder", GatedDecoder, text()),
+    Entry("experts of nn.Linear", ModuleExperts, text()),
     Entry("nn.TransformerEncoderLayer", TorchEncoder, text(labels=None, classes=CLASSES)),
     Entry("nn.MultiheadAttention", CrossAttention, text(labels=None, classes=CLASSES)),
-    Entry("bag of words", BagOfWords, text(labels=None, classes=CLASSES)),
+    Entry(
+        "bag of words",
+        BagOfWords,
+        text(labels=None, classes=CLASSES),
+        refuses={"late, forward": "torch's EmbeddingBag has no forward mode"},
+    ),
     Entry("text CNN", TextCNN, text(labels=None, classes=CLASSES)),
     Entry("LSTM", lambda: Recurrent(nn.LSTM), text()),
     Entry("GRU", lambda: Recurrent(nn.GRU), text()),

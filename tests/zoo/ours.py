@@ -64,14 +64,20 @@ def shapley_dots(setting: Setting, truth: Truth) -> Found:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1.0)
     validation = {str(k): partial(linear, directions=[d[k] for d in truth.directions]) for k in range(DIRECTIONS)}
-    v_state = "post" if condition.late else "pre"
-    shapley = gg.InRunShapley(model, optimizer, validation, v_state=v_state)
+    late = {"v_state": "post", "late": condition.late} if condition.late else {}
+    fallback = "jvp" if setting.entry.fallback else "error"
+    shapley = gg.InRunShapley(model, optimizer, validation, fallback=fallback, **late)
     size = SAMPLES // condition.microbatches
     with shapley.step():
         for first in range(0, SAMPLES, size):
-            share = partial(losses, model, setting.batch.rows(first, first + size))
-            with shapley.samples(list(range(first, first + size))), condition.context():
-                share().sum().backward()
+            rows = setting.batch.rows(first, first + size)
+
+            def shares(rows: Batch = rows) -> Tensor:
+                with condition.context():
+                    return losses(model, rows)
+
+            with shapley.samples(list(range(first, first + size)), losses=shares):
+                shares().sum().backward()
     gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).double().flatten() for p in trained])
     optimizer.step()
     log = shapley.step_log()

@@ -21,8 +21,9 @@ class Truth:
         gradients: (B, N) float64, sample by sample over all trainable parameters, in the order of `names`.
         plain: (N,) float64, the gradient of the whole batch's loss from one ordinary backward.
         directions: One (K, *shape) float32 per parameter. Each is scaled to its parameter's gradient, so that no
-            parameter's dots drown in another's; a gradient below a hundredth of the largest counts as that much,
-            because it may be nothing but rounding (the bias of attention's keys has gradient 0).
+            parameter's dots drown in another's.
+        norms: (P,) the samples' sum of |g_i|, by parameter. Below a tenth of the largest it counts as that much: it may
+            be nothing but rounding (the bias of attention's keys has gradient 0).
     """
 
     def __init__(self, model: nn.Module, batch: Batch, context: Callable[[], AbstractContextManager]) -> None:
@@ -34,8 +35,8 @@ class Truth:
             self.plain = self._gradient(losses(model, batch).sum())
             rows = [self._gradient(losses(model, batch.rows(i, i + 1)).sum()) for i in range(samples)]
         self.gradients = torch.stack(rows)
-        norms = torch.stack([part.norm() for part in self.plain.split(self._sizes)])
-        self.norms = norms.clamp(min=1e-2 * norms.max())
+        norms = torch.stack([part.norm(dim=1).sum() for part in self.gradients.split(self._sizes, 1)])
+        self.norms = norms.clamp(min=0.1 * norms.max())
         generator = torch.Generator().manual_seed(2)
         self.directions = [
             torch.randn(DIRECTIONS, *p.shape, generator=generator) / norm
@@ -63,6 +64,6 @@ class Truth:
         return self.gradient_error(self.gradients.sum(0))
 
     def gradient_error(self, gradient: Tensor) -> float:
-        """The largest distance |g - plain| of one parameter over its |plain|."""
+        """The largest distance |g - plain| of one parameter over its samples' sum of |g_i|."""
         differences = (gradient - self.plain).split(self._sizes)
         return float((torch.stack([d.norm() for d in differences]) / self.norms).max())
