@@ -1,5 +1,7 @@
 """Parameters without a tap scored by forward mode, and the audit that finds what the sum check cannot."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,147 @@ def test_forward_mode_scores_what_no_tap_covers(options, clip):
         if not options:
             c = shapley.ledger()["clip"][0].as_py()
             np.testing.assert_allclose(found[-1], c * np.array(expected), rtol=1e-9)
+    np.testing.assert_allclose(*found, rtol=1e-9)
+
+
+@pytest.mark.parametrize("late", ["stored", "replay"])
+def test_a_fallback_parameter_that_no_backward_reaches_needs_no_derivative(late):
+    model, batch = Small(), regression(5, 1)
+    model.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    shapley = gg.InRunShapley(
+        model, optimizer, lambda m: mse(m, regression(7, 2)), v_state="post", late=late, fallback="jvp"
+    )
+    expected = one_by_one(Small(), batch, regression(7, 2), 0.05)
+    with shapley.step(ids=range(5), losses=lambda: shares(model, batch)):
+        mse(model, batch).backward()
+    optimizer.step()
+    np.testing.assert_allclose(phis(shapley)[:, 0], expected, rtol=1e-9)
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_passes_the_sum_check_of_a_replay():
+    """Softmax does not see a bias that is added to all keys' scores, and a replay rounds otherwise."""
+    torch.manual_seed(0)
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            return self.out(nn.functional.scaled_dot_product_attention(q, k, v)).sum((1, 2))
+
+    model, batch = Attention(), (torch.randn(5, 6, 8), torch.randn(5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    held_out = torch.randn(5, 6, 8), torch.randn(5)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: shares(m, held_out).sum(), v_state="post", late="replay")
+    for _ in range(5):
+        with shapley.step(ids=range(5), losses=lambda: shares(model, batch)):
+            shares(model, batch).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(shapley.step_log()) == 25
+
+
+class Elsewhere(Small):
+    """With a weight that is used outside its layer's forward, and a table that is looked up once for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.outside = nn.Linear(8, 8).double()
+        self.table = nn.Embedding(6, 8).double()
+        self.both = nn.Linear(8, 8, bias=False).double()
+
+    def forward(self, x):
+        hidden = self.norm(self.up(x)) @ self.outside.weight + self.outside.bias
+        hidden = self.both(torch.tanh(hidden)) + hidden @ self.both.weight
+        table = self.table(torch.tensor([[0, 2, 3], [3, 4, 4]])).mean((0, 1))
+        return self.down(torch.tanh(hidden) + table).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"v_state": "post", "late": "stored"}, {"v_state": "post", "late": "replay"}],
+    ids=["early", "stored", "replayed"],
+)
+def test_parameters_used_where_no_tap_sees_them_join_the_fallback(options):
+    model, batch, held_out = Elsewhere(), regression(5, 1), regression(7, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, held_out), fallback="jvp", **options)
+    assert not shapley.coverage().fallback
+    for step in range(2):
+        expected = one_by_one(model, batch, held_out, 0.05)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with shapley.step(ids=range(5), losses=lambda: shares(model, batch)):
+                mse(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert any("outside.weight" in str(each.message) for each in said) == (step == 0)
+        np.testing.assert_allclose(phis(shapley)[-5:, 0], expected, rtol=1e-9)
+    assert shapley.coverage().fallback.keys() == {"outside.weight", "outside.bias", "both.weight", "table.weight"}
+    assert sum("fallback" in row.covered_by for row in shapley.coverage().rows) == 4
+
+
+class Dispatched(Small):
+    """Sends tokens to two experts, as many to the first as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8).double() for _ in range(2))
+
+    def forward(self, x):
+        tokens = torch.tanh(self.norm(self.up(x))).unsqueeze(1) * torch.tensor([1.0, -0.5, 2.0]).unsqueeze(1)
+        first = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+        first[0, :], first[1, :2] = True, True  # of two of the five samples alone
+        y = torch.zeros_like(tokens)
+        for expert, chosen in zip(self.experts, (first, ~first), strict=True):
+            y[chosen] = expert(tokens[chosen])
+        return self.down(y.sum(1)).squeeze(-1)
+
+
+def test_tokens_as_many_as_samples_are_not_taken_for_samples():
+    model, batch, held_out = Dispatched(), regression(5, 1), regression(7, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    expected = one_by_one(model, batch, held_out, 0.05)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, held_out), fallback="jvp")
+    with pytest.warns(UserWarning, match=r"experts\.0\.weight"):
+        with shapley.step(ids=range(5), losses=lambda: shares(model, batch)):
+            mse(model, batch).backward()
+    optimizer.step()
+    np.testing.assert_allclose(phis(shapley)[:, 0], expected, rtol=1e-9)
+    assert all(name.startswith("experts") for name in shapley.coverage().fallback)
+    assert len(shapley.coverage().fallback) == 4
+
+
+def test_a_parameter_used_where_no_tap_sees_it_is_an_error_without_a_fallback():
+    model, batch = Elsewhere(), regression(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(7, 2)))
+    with pytest.raises(ValueError, match=r"Embedding: expected ids whose first dimension is the sample"):
+        with shapley.step(ids=range(5)):
+            mse(model, batch).backward()
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(2, 2)))
+    with pytest.raises(RuntimeError, match=r"outside\.weight: .* some use of this parameter was not tapped"):
+        with shapley.step(ids=range(2)):
+            mse(model, regression(2, 1)).backward()
+
+
+def test_excluded_parameters_stay_out_of_late_forward_mode():
+    model, batch = Small(), regression(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    found = []
+    for late in ("stored", "forward"):
+        model = Small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        shapley = gg.InRunShapley(
+            model, optimizer, lambda m: mse(m, regression(7, 2)), v_state="post", late=late, exclude=["up.*"]
+        )
+        with shapley.step(ids=range(5), losses=lambda m=model: shares(m, batch)):
+            mse(model, batch).backward()
+        optimizer.step()
+        found.append(phis(shapley)[:, 0])
     np.testing.assert_allclose(*found, rtol=1e-9)
 
 

@@ -315,6 +315,16 @@ def test_positions_as_many_as_samples_are_ambiguous():
         model(torch.arange(B))
 
 
+def test_relative_positions_of_as_many_tokens_as_samples_are_not_taken_for_samples():
+    model = nn.Embedding(2 * B, D)
+    taps = Taps(coverage := cover(model, model.parameters()), list(coverage.scored.values()))
+    distances = torch.arange(B) - torch.arange(B).unsqueeze(1) + B
+    with pytest.raises(ValueError, match="relative positions"), taps.samples(B, None):
+        model(distances)
+    with taps.samples(B, None):
+        model(torch.ones(B, B, dtype=torch.long))  # one type for all tokens
+
+
 class Bare(nn.Module):
     def __init__(self):
         super().__init__()

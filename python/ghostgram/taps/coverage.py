@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,13 @@ class Coverage:
     """Parameters without a tap, whose dots must come from elsewhere."""
     tapped: list[tuple[nn.Module, Forward]]
     """Modules to tap, each with its tapped forward."""
+
+    def demote(self, names: Sequence[str], reason: str) -> None:
+        """Leaves scored parameters to the fallback."""
+        for name in names:
+            self.fallback[name] = self.scored.pop(name)
+        found = f"fallback: {reason}"
+        self.rows[:] = [replace(row, covered_by=found) if row.name in names else row for row in self.rows]
 
 
 def cover(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import by_row, keep, save_scoring, saved, scores, tap_of
+from ghostgram.taps.session import NoSampleAxisError, by_row, keep, save_scoring, saved, scores, tap_of
 
 
 class _Embedding(torch.autograd.Function):
@@ -44,6 +44,22 @@ def _dots(ids: Tensor, b: Tensor, padding: int, segments: Tensor | None, rows: i
     return by_row(dots, segments, rows)
 
 
+def _check_ids_of_samples(ids: Tensor) -> None:
+    """Raises where as many positions as there are samples may have been taken for them."""
+    if ids.dim() == 1 and bool((ids == torch.arange(len(ids), device=ids.device)).all()):
+        raise NoSampleAxisError(
+            f"Embedding: ids {tuple(ids.shape)} = 0, 1, 2, ... may be one id per sample or as many positions as there "
+            "are samples; give them a sample axis, e.g. ids.unsqueeze(0) for positions"
+        )
+    if ids.dim() == 2 and len(ids) == ids.shape[1] > 2 and bool((ids[1:, 1:] == ids[:-1, :-1]).all()):
+        if bool((ids == ids[0, 0]).all()):  # as of one type for all tokens
+            return
+        raise NoSampleAxisError(
+            f"Embedding: ids {tuple(ids.shape)} that depend on the distance from the diagonal alone are relative "
+            "positions, not one row per sample"
+        )
+
+
 def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
     """nn.Embedding.forward, tapped. Ids without a sample axis (positions) get one, of stride 0.
 
@@ -52,23 +68,14 @@ def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
     """
     tap = tap_of(module)
     batch = tap.batch
-    if (
-        ids.dim() == 1
-        and ids.shape[0] == batch
-        and batch > 1
-        and not torch.compiler.is_compiling()  # which cannot look at values
-        and bool((ids == torch.arange(batch, device=ids.device)).all())
-    ):
-        raise ValueError(
-            f"Embedding: ids {tuple(ids.shape)} = 0, 1, 2, ... may be one id per sample or as many positions as there "
-            "are samples; give them a sample axis, e.g. ids.unsqueeze(0) for positions"
-        )
+    if batch > 1 and ids.shape[0] == batch and not torch.compiler.is_compiling():  # which cannot look at values
+        _check_ids_of_samples(ids)
     if ids.dim() == 1 and ids.shape[0] != batch:
         ids = ids.unsqueeze(0)
     if ids.shape[0] == 1:
         ids = ids.expand(batch, *ids.shape[1:])
     if ids.shape[0] != batch:
-        raise ValueError(
+        raise NoSampleAxisError(
             f"Embedding: expected ids whose first dimension is the sample ({batch}), got {tuple(ids.shape)}"
         )
     if tap.segments is not None and ids.shape != tap.segments.shape:

@@ -212,12 +212,14 @@ def instance_norm_forward(module: Any, x: Tensor) -> Tensor:
         raise ValueError(
             f"{type(module).__name__}: expected an input with a sample axis, (B, C, ...), got {tuple(x.shape)}"
         )
+    # In float32: of 16-bit inputs torch's group norm has gradients 4 % off where its instance norm's are 0.7 %.
+    dtype, x = x.dtype, x.float() if x.dtype.itemsize == 2 else x
     if not module.track_running_stats and math.prod(x.shape[2:]) != 1:  # torch refuses a space of one below
-        return _apply(_GroupNorm, module, x, module.num_features, module.eps)
+        return _apply(_GroupNorm, module, x, module.num_features, module.eps).to(dtype)
     of_input = module.training or not module.track_running_stats
     running = (module.running_mean, module.running_var)
     xhat = F.instance_norm(x, *running, None, None, of_input, module.momentum or 0.0, module.eps)
-    return _apply(_ChannelScale, module, xhat)
+    return _apply(_ChannelScale, module, xhat).to(dtype)
 
 
 def _check_channels(module: nn.Module, x: Tensor) -> None:

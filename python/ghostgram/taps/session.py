@@ -25,6 +25,10 @@ Kept = list[tuple[nn.Parameter, Contraction]]
 """What layers keep of a backward for want of directions: each use's parameter and contraction."""
 
 
+class NoSampleAxisError(ValueError):
+    """A layer's input does not have the sample in its first dimension."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """One parameter of a tapped layer, as the layer's backward sees it while a step is scored.
@@ -79,7 +83,7 @@ class Tap:
     def check_samples(self, x: Tensor, layer: str) -> None:
         """Raises unless the first dimension of a layer's input is the sample (and, in packed rows, the second T)."""
         if x.dim() < 2 or x.shape[0] != self.batch:
-            raise ValueError(
+            raise NoSampleAxisError(
                 f"{layer}: expected an input whose first dimension is the sample ({self.batch}), got {tuple(x.shape)}"
             )
         if self.segments is not None and (x.dim() < 3 or x.shape[1] != self.segments.shape[1]):
@@ -125,9 +129,11 @@ class Taps:
     Args:
         coverage: Which modules to tap, from `cover`.
         dots_needed: The parameters to score; the other parameters of tapped modules get their gradient alone.
+        pass_over: Whether a layer whose input has no sample axis computes as if it had no tap, and its parameters are
+            put into `passed_over`, instead of raising an error.
     """
 
-    def __init__(self, coverage: Coverage, dots_needed: Sequence[nn.Parameter]) -> None:
+    def __init__(self, coverage: Coverage, dots_needed: Sequence[nn.Parameter], pass_over: bool = False) -> None:
         self._modules = coverage.tapped
         scored = set(dots_needed)
         self._parameters = {
@@ -142,6 +148,9 @@ class Taps:
         self._open = False
         self.rounded: set[nn.Parameter] = set()
         """Parameters whose gradient passed through a 16-bit dtype."""
+        self._pass_over = pass_over
+        self.passed_over: dict[nn.Parameter, None] = {}
+        """Scored parameters of layers that met an input without a sample axis, in the order in which they did."""
 
     @contextmanager
     def samples(
@@ -179,7 +188,7 @@ class Taps:
                 }
                 tap = Tap(self, batch, segments, rows, slots, directions is None, gradients)
                 module._ghostgram = tap  # type: ignore[assignment]
-                module.forward = types.MethodType(forward, module)
+                module.forward = types.MethodType(_or_untapped(forward) if self._pass_over else forward, module)
             yield
         finally:
             self._open = False
@@ -235,6 +244,20 @@ class Taps:
                 more = contraction(whole(directions[parameter]))
                 dots[parameter] = dots[parameter] + more if parameter in dots else more
         return dots
+
+
+def _or_untapped(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The tapped forward, or the module's own where the input has no sample axis."""
+
+    def tapped(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        try:
+            return forward(module, *args, **kwargs)
+        except NoSampleAxisError:
+            tap = tap_of(module)
+            tap.taps.passed_over |= {s.parameter: None for s in tap.slots.values() if s.parameter is not None}
+            return type(module).forward(module, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return tapped
 
 
 def tap_of(module: nn.Module) -> Tap:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
 from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
 from ghostgram.taps.sharding import local
 
 if TYPE_CHECKING:
-    from ghostgram.algorithms.in_run_shapley.microbatch import Dots, Microbatch
+    from ghostgram.algorithms.in_run_shapley.microbatch import Microbatch
     from ghostgram.algorithms.in_run_shapley.scoring import Scorer, Step
 
 
@@ -21,10 +21,17 @@ class AuditError(RuntimeError):
     """Dots of the taps differ from the derivative of the samples' losses."""
 
 
+class UntappedUseError(RuntimeError):
+    """The samples' dots do not add up to the gradient's: some use of these parameters was not tapped."""
+
+    def __init__(self, message: str, parameters: list[nn.Parameter]) -> None:
+        super().__init__(message)
+        self.parameters = parameters
+
+
 def check_sums(
     scorer: Scorer,
-    dots: Sequence[Dots],
-    joint: Sequence[Tensor | None],
+    microbatches: Sequence[Microbatch],
     directions: Directions,
     record: GradientRecord,
     scales: Mapping[nn.Parameter, float],
@@ -36,48 +43,79 @@ def check_sums(
 
     Args:
         scorer: Whose step it is.
-        dots: Per microbatch.
-        joint: Per microbatch (rows, K), or None.
+        microbatches: Of the step, with their dots.
         directions: Of the step.
         record: The gradients as backward left them.
         scales: By how much .grad has been multiplied since backward.
+
+    Raises:
+        UntappedUseError: Of all parameters whose dots do not add up.
+        RuntimeError: The losses' shares do not add up to the gradient.
     """
-    scored = [*scorer.coverage.scored.values(), *scorer.coverage.fallback.values()]
-    checked = {p: local(p.grad) for p in scored if p.grad is not None and p in directions and scales.get(p, 1.0)}
+    tapped, together = list(scorer.coverage.scored.values()), list(scorer.coverage.fallback.values())
+    if any(microbatch.way == "forward" for microbatch in microbatches):
+        tapped, together = [], tapped + together
+    checked = {
+        p: local(p.grad) for p in (*tapped, *together) if p.grad is not None and p in directions and scales.get(p, 1.0)
+    }
     if not checked:
         return
     expected = gathered(dot(grad, d) for p, grad in checked.items() for d in directions[p])
     sizes = gathered(torch._foreach_norm([d for p in checked for d in directions[p]])).square()
     expected, sizes = scorer.ranks.over_elements(torch.stack([expected, sizes])).view(2, len(checked), -1)
     expected /= expected.new_tensor([[scales.get(p, 1.0)] for p in checked])
-    rounded = scorer.taps.rounded
-    norms = expected.new_tensor([record.norm(p) * (1e-2 if p in rounded else 1e-4) for p in checked])
-    allowed = norms[:, None] * sizes.sqrt()
-    tapped = {p for taken in dots for p in taken}
-    total = torch.zeros_like(expected)
-    for taken in dots:
+    # What other layers compute in 16 bits reaches parameters without a tap too.
+    rounded = scorer.taps.rounded | (set(together) if scorer.taps.rounded else set())
+    norms = {p: record.norm(p) for p in checked}
+    # A gradient that is 0 but for rounding, as of the bias of attention's keys, is not the same twice.
+    floor = 1e-2 * max(norms.values())
+    allowed = expected.new_tensor([max(n, floor) * (1e-2 if p in rounded else 1e-4) for p, n in norms.items()])
+    allowed = allowed[:, None] * sizes.sqrt()
+    total, seen = torch.zeros_like(expected), torch.zeros_like(expected)
+    for taken in (microbatch.dots for microbatch in microbatches):
         if rows := [row for row, p in enumerate(checked) if p in taken]:
-            total[rows] += torch.stack([taken[p] for p in checked if p in taken]).sum(1)
-    total = scorer.ranks.over_samples(total)
-    found = [each for each in joint if each is not None]
-    alone = [row for row, p in enumerate(checked) if p in tapped or not found]
-    wrong = ((total - expected).abs() > allowed)[alone].any(1)
-    if bool(wrong.any()):
-        row = alone[int(wrong.nonzero()[0])]
-        raise RuntimeError(
-            f"{scorer.names[list(checked)[row]]}: the samples' dots sum to {total[row].tolist()}, but the dot of the"
-            f" gradient is {expected[row].tolist()}: some use of this parameter was not tapped (used outside its "
-            "layer's forward, a backward outside shapley.step(), or a gradient left over from before the step)"
+            dots = torch.stack([taken[p] for p in checked if p in taken])
+            total[rows] += dots.sum(1)
+            seen[rows] += dots.abs().sum(1)
+    total, seen = scorer.ranks.over_samples(torch.stack([total, seen]))
+    wrong = ((total - expected).abs() > allowed) | ((seen == 0) & (expected != 0))
+    alone, rest = (torch.tensor([p in group for p in checked]) for group in (set(tapped), set(together)))
+    if missed := [(row, p) for row, p in enumerate(checked) if alone[row] and wrong[row].any()]:
+        row = missed[0][0]
+        raise UntappedUseError(
+            f"{scorer.names[missed[0][1]]}: the samples' dots sum to {total[row].tolist()}, but the dot of the gradient"
+            f" is {expected[row].tolist()}: some use of this parameter was not tapped (used outside its layer's"
+            " forward, a backward outside shapley.step(), or a gradient left over from before the step)",
+            [p for _, p in missed],
         )
-    if found:
-        rest = [row for row in range(len(checked)) if row not in set(alone)]
-        summed = scorer.ranks.over_samples(torch.stack([each.sum(0) for each in found]).sum(0))
-        whole = expected[rest].sum(0)
+    joint = [microbatch.joint.sum(0) for microbatch in microbatches if microbatch.joint is not None]
+    if joint:
+        summed, whole = scorer.ranks.over_samples(torch.stack(joint).sum(0)), expected[rest].sum(0)
         if bool(((summed - whole).abs() > 10 * allowed[rest].sum(0)).any()):
             raise RuntimeError(
                 f"losses: the shares' derivatives sum to {summed.tolist()}, but the gradient's dot is "
                 f"{whole.tolist()}: they are not shares of the loss that backward was called on"
             )
+
+
+def unlike_the_oracle(scorer: Scorer, microbatches: Sequence[Microbatch], directions: Directions) -> list[nn.Parameter]:
+    """The tapped parameters whose dots forward mode contradicts, found by halving those that are wrong together."""
+    found: dict[nn.Parameter, None] = {}
+    for microbatch in microbatches:
+
+        def wrong(parameters: list[nn.Parameter], where: Microbatch = microbatch) -> list[nn.Parameter]:
+            truth = where.derivatives(scorer.model, {p: directions[p] for p in parameters})
+            dots = torch.stack([where.dots[p] for p in parameters])
+            if bool(((dots.sum(0) - truth).abs() <= _allowed(scorer) * dots.abs().sum(0).amax(0)).all()):
+                return []
+            if len(parameters) == 1:
+                return parameters
+            half = len(parameters) // 2
+            return wrong(parameters[:half]) + wrong(parameters[half:])
+
+        if tapped := [p for p in microbatch.dots if p in directions]:
+            found |= dict.fromkeys(wrong(tapped))
+    return list(found)
 
 
 def audited(scorer: Scorer, step: Step, directions: Directions) -> float | None:

@@ -67,7 +67,8 @@ class InRunShapley:
             reports by how much the gradient had turned.
         exclude: Names or patterns of parameters left out of the scores; the ledger reports their joint effect.
         fallback: "error": a trainable parameter without a tap is an error; "jvp": its dots come from forward-mode
-            derivatives of `losses`' shares, slower and exact.
+            derivatives of `losses`' shares, slower and exact. So do, from the first step on and with a warning, those
+            of a parameter with a tap that is used elsewhere too, or on inputs whose first dimension is not the sample.
         audit_every: Compare all dots with forward-mode derivatives of `losses`' shares every so many steps; 0: never.
         on_audit_failure: "raise" an `AuditError`, or "mark": the ledger's column `audit` holds the error either way.
         compare_orders: With order 2, log first-order values beside (columns phi1_<set>): twice the directions.
@@ -156,8 +157,9 @@ class InRunShapley:
         if not self._coverage.scored and not self._coverage.fallback:
             raise ValueError(f"exclude: expected at least one trainable parameter left to score, got {exclude!r}")
         settings = Settings(
-            order, v_state, curvature, late, refresh, audit_every, on_audit_failure == "mark", compare_orders
-        )
+            order, v_state, curvature, late, refresh, audit_every, on_audit_failure == "mark", compare_orders,
+            fallback == "jvp",
+        )  # fmt: skip
         self._scorer = Scorer(self._ranks, optimizer, self._sets, self._coverage, groups, settings)
         wide = any(p.dtype == torch.float64 for p in groups)
         metadata = {"reduction": "as in the training loss", "optimizer": type(optimizer).__name__,

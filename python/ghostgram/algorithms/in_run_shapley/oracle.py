@@ -10,12 +10,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from ghostgram.algorithms.in_run_shapley.scaling import gathered
@@ -225,18 +226,52 @@ def _forward_mode(model: nn.Module) -> Iterator[None]:
     """A dual level in which operators are chosen that have a forward-mode rule.
 
     Reentrant checkpoints become plain calls: weights are none of their inputs, and their tangents would silently end
-    there.
+    there. Fused kernels give way to what they fuse: recurrent layers, torch's encoder layers, weight normalisation,
+    grouped products of transformers' experts.
     """
-    onednn = torch.backends.mkldnn.enabled
-    CheckpointFunction.apply = lambda function, _, *args: function(*args)  # type: ignore[method-assign]
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    with ExitStack() as stack:
+        stack.callback(delattr, CheckpointFunction, "apply")  # the inherited one is back
+        CheckpointFunction.apply = lambda function, _, *args: function(*args)  # type: ignore[method-assign]
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(_replaced(torch, "_weight_norm", _weight_norm))
+        if recurrent:
+            stack.enter_context(_replaced(torch.backends.mkldnn, "enabled", False))
+        for config in configs.values():
+            if hasattr(config, "_experts_implementation"):
+                stack.enter_context(_replaced(config, "_experts_implementation", "eager"))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(forward_ad.dual_level())
+        stack.enter_context(_TangentsLikePrimals())
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
     try:
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-        with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-            yield
+        setattr(owner, name, value)
+        yield
     finally:
-        torch.backends.mkldnn.enabled = onednn
-        del CheckpointFunction.apply  # the inherited one is back
+        setattr(owner, name, before)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+class _TangentsLikePrimals(TorchFunctionMode):
+    """Rounds a 16-bit result's tangent like the result: norms under a CPU's autocast leave it in float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype.itemsize == 2:
+            primal, tangent = forward_ad.unpack_dual(result)  # type: ignore[no-untyped-call]
+            if tangent is not None and tangent.dtype != primal.dtype:
+                return forward_ad.make_dual(primal, tangent.to(primal.dtype))  # type: ignore[no-untyped-call]
+        return result
 
 
 def _per_sample(losses: object) -> Tensor:

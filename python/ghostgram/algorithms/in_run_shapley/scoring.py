@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley import directions as ways
-from ghostgram.algorithms.in_run_shapley.audit import audited, check_sums
+from ghostgram.algorithms.in_run_shapley.audit import UntappedUseError, audited, check_sums, unlike_the_oracle
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
 from ghostgram.algorithms.in_run_shapley.linearize import state_is_ready
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch, RandomStates
@@ -33,6 +34,8 @@ class Settings(NamedTuple):
     audit_every: int
     mark_failures: bool
     compare_orders: bool
+    fallback: bool
+    """Whether forward mode may score parameters."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Scorer:
     ) -> None:
         self.ranks, self.model, self.optimizer, self.sets = ranks, ranks.model, optimizer, sets
         self.coverage, self.groups, self.settings = coverage, groups, settings
-        self.taps = Taps(coverage, list(coverage.scored.values()))
+        self.taps = Taps(coverage, list(coverage.scored.values()), pass_over=settings.fallback)
         self.names = {p: n for n, p in (coverage.scored | coverage.fallback | coverage.excluded).items()}
         self._fallback = list(coverage.fallback.values())
         self._held: list[Gradient] = []  # the validation gradient between refreshes
@@ -123,7 +126,7 @@ class Scorer:
         if step.directions is not None:
             self._ask_oracle(step, microbatch, step.directions)
         if microbatch.way in ("early", "stored"):
-            with microbatch.scored(self.taps, step.directions and self._placed(step.directions)):
+            with microbatch.scored(self.taps, step.directions and self._placed(self._tapped(step.directions))):
                 yield
         else:
             yield
@@ -242,20 +245,20 @@ class Scorer:
     def _take_late(self, step: Step, microbatch: Microbatch, directions: Directions) -> None:
         self._ask_oracle(step, microbatch, directions)
         if microbatch.way == "stored":
-            microbatch.dots = Taps.contract(microbatch.kept, self._placed(directions))
+            microbatch.dots = Taps.contract(microbatch.kept, self._placed(self._tapped(directions)))
             microbatch.kept = []
         elif microbatch.way == "replay":
             with self.ranks.aside():
-                microbatch.replayed(self.taps, self._placed(directions), list(self.groups))
+                microbatch.replayed(self.taps, self._placed(self._tapped(directions)), list(self.groups))
         else:
-            along = {p: d for p, d in directions.items() if p not in self.coverage.excluded.values()}
+            excluded = set(self.coverage.excluded.values())
+            along = {p: d for p, d in directions.items() if p not in excluded}
             microbatch.joint = self.derivatives(microbatch, along)
         microbatch.fetch()
 
     def _ask_oracle(self, step: Step, microbatch: Microbatch, directions: Directions) -> None:
         """The dots that forward-mode passes give: of parameters without a tap, and of all of them for an audit."""
-        if self._fallback and microbatch.way != "forward":
-            along = {p: directions[p] for p in self._fallback if p in directions}
+        if microbatch.way != "forward" and (along := self._along(directions)):
             microbatch.joint = self.derivatives(microbatch, along)
         if self.audits(step):
             scored = [*self.coverage.scored.values(), *self._fallback]
@@ -295,9 +298,47 @@ class Scorer:
         return found[0] if found else 1.0
 
     def _check(self, step: Step, directions: Directions, scales: Mapping[nn.Parameter, float]) -> None:
+        """The sum check, after which parameters with an untapped use may join those that forward mode scores."""
         assert step.record is not None
-        sources = [m.dots for m in step.microbatches]
-        check_sums(self, sources, [m.joint for m in step.microbatches], directions, step.record, scales)
+        if self.taps.passed_over and self._demote(step, directions, self.taps.passed_over):
+            # Where tokens are dispatched, as many of them as samples may have been taken for these: their sum is right.
+            self._demote(step, directions, unlike_the_oracle(self, step.microbatches, directions))
+        try:
+            check_sums(self, step.microbatches, directions, step.record, scales)
+        except UntappedUseError as missed:
+            if not self.settings.fallback:
+                raise
+            self._demote(step, directions, missed.parameters)
+            check_sums(self, step.microbatches, directions, step.record, scales)
+
+    def _demote(self, step: Step, directions: Directions, parameters: Iterable[nn.Parameter]) -> bool:
+        """From now on forward mode scores these parameters, whose taps do not see all of their uses; False if none."""
+        names = [self.names[p] for p in parameters if self.names[p] in self.coverage.scored]
+        self.taps.passed_over.clear()
+        if not names:
+            return False
+        warnings.warn(
+            f"{', '.join(names)}: used outside their layer's forward, or on inputs whose first dimension is not the "
+            "sample; scored by forward mode from now on",
+            stacklevel=2,
+        )
+        self.coverage.demote(names, "used where no tap sees it by sample")
+        self._fallback = list(self.coverage.fallback.values())
+        for microbatch in step.microbatches:
+            for name in names:
+                microbatch.dots.pop(self.coverage.fallback[name], None)
+            if microbatch.way != "forward":
+                microbatch.joint = microbatch.derivatives(self.model, self._along(directions))
+        return True
+
+    def _along(self, directions: Directions) -> Directions:
+        """The directions of parameters that forward mode scores and that backward has reached."""
+        return {p: directions[p] for p in self._fallback if p in directions}
+
+    def _tapped(self, directions: Directions) -> Directions:
+        """The directions of the others."""
+        fallback = set(self._fallback)
+        return {p: d for p, d in directions.items() if p not in fallback}
 
     def _lrs(self) -> list[float]:
         return [float(g["lr"]) for g in self.optimizer.param_groups]
