@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghostgram.taps.conv import CONVOLUTIONS, TRANSPOSED, conv_forward, conv_transpose_forward
 from ghostgram.taps.embedding import embedding_forward
 from ghostgram.taps.linear import conv1d_forward, linear_forward
 from ghostgram.taps.norms import (
@@ -111,6 +112,10 @@ def tap_for(module: nn.Module) -> tuple[Forward | None, str]:
         return layer_norm_forward, ""
     if plain is nn.RMSNorm.forward:
         return rms_norm_forward, ""
+    if any(plain is kind.forward for kind in CONVOLUTIONS):
+        return conv_forward, ""
+    if any(plain is kind.forward for kind in TRANSPOSED):
+        return conv_transpose_forward, ""
     if plain is nn.GroupNorm.forward:
         return group_norm_forward, ""
     if plain is nn.InstanceNorm2d.forward:  # which 1d and 3d share
