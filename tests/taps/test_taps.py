@@ -235,9 +235,28 @@ class Bare(nn.Module):
         self.gate, self.inner = nn.Parameter(torch.ones(D)), nn.Linear(D, D)
 
 
-class DoubledRMSNorm(LlamaRMSNorm):
+class CentredOverTheBatch(nn.LayerNorm):
     def forward(self, x):
-        return 2 * super().forward(x)
+        return super().forward(x - x.mean(0))
+
+
+class Batched(nn.Module):
+    """A layer that gives the samples back without their axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(D))
+
+    def forward(self, x):
+        return (x * self.weight).flatten(0, 1)
+
+
+class Widened(nn.Linear):
+    """A linear layer that keeps its forward, and a parameter that this does not read."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.gain = nn.Parameter(torch.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -247,8 +266,11 @@ class DoubledRMSNorm(LlamaRMSNorm):
         (nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3)), r"1.weight_ih_l0 \(LSTM has no tap\)"),
         (nn.Embedding(4, 3, max_norm=1.0), "Embedding with max_norm"),
         (nn.Embedding(4, 3, sparse=True), "Embedding with sparse"),
-        (nn.MultiheadAttention(4, 2), r"in_proj_weight \(MultiheadAttention has no tap\)"),
-        (nn.Sequential(norm(DoubledRMSNorm(D))), "DoubledRMSNorm is not the RMSNorm"),
+        (nn.BatchNorm2d(3), r"weight \(BatchNorm2d normalises over the samples"),
+        (nn.EmbeddingBag(4, 3, mode="max"), "EmbeddingBag with mode='max' is not linear"),
+        (CentredOverTheBatch(D), "its samples depend on each other or on chance"),
+        (Batched(), "does not turn a batch of inputs into a batch of numbers"),
+        (Widened(), "gain .Widened has a tap, but not for gain"),
     ],
 )
 def test_uncovered_parameters_are_named(model, message):
@@ -265,6 +287,38 @@ def test_exclude_and_foreign_parameters():
         cover(model, model.parameters(), exclude=["gate", "head"])
     with pytest.raises(ValueError, match="1 of the optimizer's parameters"):
         cover(model, [*model.parameters(), nn.Parameter(torch.ones(1))], exclude=["gate"])
+
+
+def test_fallback_names_what_no_tap_covers():
+    model = nn.Sequential(Bare(), nn.LSTM(D, D), nn.LayerNorm(D))
+    coverage = cover(model, model.parameters(), fallback="jvp", exclude=["1.bias_*"])
+    weights = {"1.weight_ih_l0", "1.weight_hh_l0"}
+    assert coverage.fallback.keys() == {"0.gate"} | weights
+    assert coverage.excluded.keys() == {"1.bias_ih_l0", "1.bias_hh_l0"}
+    assert coverage.scored.keys() == {"0.inner.weight", "0.inner.bias", "2.weight", "2.bias"}
+    assert [type(module) for module, _ in coverage.tapped] == [nn.Linear, nn.LayerNorm]
+    assert {row.name: row.covered_by for row in coverage.rows}["0.gate"] == "fallback (Bare has no tap)"
+    with pytest.raises(ValueError, match="fallback: expected 'error' or 'jvp', got 'vmap'"):
+        cover(model, model.parameters(), fallback="vmap")
+
+
+def test_a_use_without_a_tap_takes_a_tied_parameter_to_the_fallback():
+    model = nn.Sequential(nn.Linear(D, D), nn.LSTM(D, D))
+    model[0].weight = model[1].weight_hh_l0
+    coverage = cover(model, model.parameters(), fallback="jvp")
+    assert "0.weight" in coverage.fallback
+    assert coverage.scored.keys() == {"0.bias"}
+
+
+def test_the_table_names_every_parameter_and_its_share():
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LSTM(2, 1), nn.LayerNorm(2))
+    table = str(cover(model, model.parameters(), fallback="jvp", exclude=["2.bias"]))
+    lines = [line.split(maxsplit=3) for line in table.splitlines()]
+    assert lines[0] == ["parameter", "elements", "share", "covered by"]
+    assert lines[1] == ["0.weight", "12", "33.3%", "Linear"]
+    assert lines[2] == ["1.weight_ih_l0", "8", "22.2%", "fallback (LSTM has no tap)"]
+    assert ["all", "20", "55.6%", "fallback"] in lines
+    assert ["all", "2", "5.6%", "excluded"] in lines
 
 
 def test_a_replaced_forward_is_not_covered():

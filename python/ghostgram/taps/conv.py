@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghostgram.ops import _torch
 from ghostgram.taps.linear import cast
@@ -207,7 +207,3 @@ def conv_transpose_forward(module: Any, x: Tensor, output_size: list[int] | None
     )
     geometry = Geometry(module.stride, module.padding, module.dilation, True, tuple(output_padding), module.groups)
     return _convolve(module, x, geometry)
-
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
