@@ -92,7 +92,10 @@ def spread_out(model, how, wrapper):
     if how == "ddp":
         return DistributedDataParallel(model, **wrapper)
     if how == "fsdp":
-        alone = {"Conv1D", "LlamaRMSNorm"}  # of one such layer the parameters are a group of their own, a block's another
+        alone = {
+            "Conv1D",
+            "LlamaRMSNorm",
+        }  # of one such layer the parameters are a group of their own, a block's another
         layers = [m for m in model.modules() if type(m).__name__ in alone][:1]
         blocks = [m for name, m in model.named_modules() if name in ("up", "transformer.h.0", "model.layers.0")]
         for module in layers + blocks:
@@ -133,9 +136,9 @@ def run(setting, how="alone", log=None, steps=STEPS):
             for piece in range(setting.pieces):
                 rows = cut(batch, piece, setting.pieces)
 
-                def losses(rows=rows, shares=setting.shares):
+                def losses(rows=rows, shares=setting.shares, count=len(batch[1])):
                     if shares:
-                        return (model(rows[0]) - rows[1]).square() / len(batch[1])
+                        return (model(rows[0]) - rows[1]).square() / count
                     return loss(model, rows) / setting.pieces
 
                 with synchronised(model, piece == setting.pieces - 1):

@@ -203,7 +203,7 @@ def test_excluded_parameters_stay_out_of_late_forward_mode():
 def test_a_fallback_is_never_taken_silently():
     model = Bare()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    with pytest.raises(UncoveredParameterError, match=r"gate .*fallback='jvp'"):
+    with pytest.raises(UncoveredParameterError, match=r'gate .*fallback="jvp"'):
         gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(7, 2)))
     shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(7, 2)), fallback="jvp")
     with pytest.raises(ValueError, match="losses: expected a callable that gives every sample's share"):

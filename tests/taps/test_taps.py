@@ -7,51 +7,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ghostgram.taps import Taps, UncoveredParameterError, cover
+from single_samples import (
+    B,
+    CalledTwice,
+    ChannelsLast,
+    Checkpointed,
+    NotContiguous,
+    Tower,
+    assert_agrees,
+    directions_for,
+    in_dtype,
+    loss_of,
+    norm,
+    real,
+)
 
 pytest.importorskip("transformers")
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
-B, D, V = 5, 12, 23
-
-
-class Tower(nn.Module):
-    """A layer under test between an input of any shape and a scalar per sample."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x))
-
-
-class CalledTwice(Tower):
-    def forward(self, x):
-        return self.layer(torch.tanh(self.layer(x)))
-
-
-class NotContiguous(Tower):
-    def forward(self, x):
-        return torch.tanh(self.layer(x.transpose(1, 2).contiguous().transpose(1, 2))).transpose(1, 2)
-
-
-class ChannelsLast(Tower):
-    def forward(self, x):
-        return super().forward(x.to(memory_format=torch.channels_last)).contiguous()
-
-
-class Checkpointed(Tower):
-    def __init__(self, layer, reentrant):
-        super().__init__(layer)
-        self.reentrant = reentrant
-
-    def forward(self, x):
-        return checkpoint(lambda y: torch.tanh(self.layer(y)), x * 1.0, use_reentrant=self.reentrant)
+D, V = 12, 23
 
 
 class TiedHead(nn.Module):
@@ -81,19 +59,8 @@ class Positions(nn.Module):
         return torch.tanh(self.tok(ids[:, :-1]) + self.pos(positions)[..., :-1, :])
 
 
-def real(*shape):
-    return lambda: torch.randn(B, *shape, dtype=torch.float64, requires_grad=True)
-
-
 def tokens():
     return torch.randint(0, V, (B, 7))
-
-
-def norm(layer):
-    """With weights that are neither 0 nor 1."""
-    for parameter in layer.parameters():
-        parameter.data = torch.linspace(-0.5, 1.5, parameter.numel()).view_as(parameter)
-    return layer
 
 
 def tracked():
@@ -145,45 +112,7 @@ MODELS = {
 
 
 def build(name, dtype):
-    torch.manual_seed(0)
-    make_model, make_input = MODELS[name]
-    model, x = make_model().to(dtype), make_input()
-    return model, (x.to(dtype).detach().requires_grad_() if x.is_floating_point() else x)
-
-
-def loss_of(model, x):
-    """A sum over samples of something different for each."""
-    y = model(x).flatten(1)
-    return (y * torch.linspace(-1, 1, y.shape[1], dtype=y.dtype)).sum(1).exp().sum()
-
-
-def gradients(model, x, *more):
-    """Plain gradients, by the backward that reentrant checkpointing insists on."""
-    loss_of(model, x).backward()
-    wanted = [*model.parameters(), *more]
-    grads = [w.grad for w in wanted]
-    for w in wanted:
-        w.grad = None
-    return grads
-
-
-def one_by_one(model, x, directions):
-    """The (B, K) dots of every parameter, by a separate backward for every sample."""
-    rows = []
-    for i in range(len(x)):
-        grads = gradients(model, x[i : i + 1])
-        rows.append([(d * g).flatten(1).sum(1) for g, d in zip(grads, directions.values(), strict=True)])
-    return [torch.stack(column) for column in zip(*rows, strict=True)]
-
-
-def directions_for(model, sets=3):
-    return {p: torch.randn(sets, *p.shape, dtype=p.dtype) for p in model.parameters()}
-
-
-def size(model, x, directions):
-    """|g_i||D| summed: what errors of a dot are relative to."""
-    grads = gradients(model, x)
-    return [g.norm() * d.norm() + 1e-30 for g, d in zip(grads, directions.values(), strict=True)]
+    return in_dtype(*MODELS[name], dtype)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["directions known", "directions late"])
@@ -193,22 +122,7 @@ def test_dots_and_gradients(name, dtype, tolerance, late):
     if "gemma" in name or "llama" in name:
         tolerance = max(tolerance, 1e-5)  # they compute in float32 whatever the input
     model, x = build(name, dtype)
-    directions = directions_for(model)
-    expected, sizes = one_by_one(model, x, directions), size(model, x, directions)
-    x.grad = None
-    plain = gradients(model, x, *([x] if x.requires_grad else []))
-
-    coverage = cover(model, model.parameters())
-    taps = Taps(coverage, list(coverage.scored.values()))
-    with taps.samples(B, None if late else directions):
-        loss_of(model, x).backward()
-    dots = Taps.contract(taps.kept(), directions) if late else taps.dots()
-
-    for parameter, truth, scale in zip(model.parameters(), expected, sizes, strict=True):
-        assert ((dots[parameter] - truth).abs().max() / scale) < tolerance
-    tapped = [p.grad for p in model.parameters()] + ([x.grad] if x.requires_grad else [])
-    for ours, theirs in zip(tapped, plain, strict=True):
-        assert (ours - theirs).norm() <= max(tolerance / 10, 1e-10) * theirs.norm()
+    assert_agrees(model, x, tolerance, late)
 
 
 def test_frozen_parameters_get_no_tap():
@@ -331,9 +245,28 @@ class Bare(nn.Module):
         self.gate, self.inner = nn.Parameter(torch.ones(D)), nn.Linear(D, D)
 
 
-class DoubledRMSNorm(LlamaRMSNorm):
+class CentredOverTheBatch(nn.LayerNorm):
     def forward(self, x):
-        return 2 * super().forward(x)
+        return super().forward(x - x.mean(0))
+
+
+class Batched(nn.Module):
+    """A layer that gives the samples back without their axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(D))
+
+    def forward(self, x):
+        return (x * self.weight).flatten(0, 1)
+
+
+class Widened(nn.Linear):
+    """A linear layer that keeps its forward, and a parameter that this does not read."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.gain = nn.Parameter(torch.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -343,8 +276,11 @@ class DoubledRMSNorm(LlamaRMSNorm):
         (nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3)), r"1.weight_ih_l0 \(LSTM has no tap\)"),
         (nn.Embedding(4, 3, max_norm=1.0), "Embedding with max_norm"),
         (nn.Embedding(4, 3, sparse=True), "Embedding with sparse"),
-        (nn.MultiheadAttention(4, 2), r"in_proj_weight \(MultiheadAttention has no tap\)"),
-        (nn.Sequential(norm(DoubledRMSNorm(D))), "DoubledRMSNorm is not the RMSNorm"),
+        (nn.BatchNorm2d(3), r"weight \(BatchNorm2d normalises over the samples"),
+        (nn.EmbeddingBag(4, 3, mode="max"), "EmbeddingBag with mode='max' is not linear"),
+        (CentredOverTheBatch(D), "its samples depend on each other or on chance"),
+        (Batched(), "does not turn a batch of inputs into a batch of numbers"),
+        (Widened(), "gain .Widened has a tap, but not for gain"),
     ],
 )
 def test_uncovered_parameters_are_named(model, message):
@@ -361,6 +297,38 @@ def test_exclude_and_foreign_parameters():
         cover(model, model.parameters(), exclude=["gate", "head"])
     with pytest.raises(ValueError, match="1 of the optimizer's parameters"):
         cover(model, [*model.parameters(), nn.Parameter(torch.ones(1))], exclude=["gate"])
+
+
+def test_fallback_names_what_no_tap_covers():
+    model = nn.Sequential(Bare(), nn.LSTM(D, D), nn.LayerNorm(D))
+    coverage = cover(model, model.parameters(), fallback="jvp", exclude=["1.bias_*"])
+    weights = {"1.weight_ih_l0", "1.weight_hh_l0"}
+    assert coverage.fallback.keys() == {"0.gate"} | weights
+    assert coverage.excluded.keys() == {"1.bias_ih_l0", "1.bias_hh_l0"}
+    assert coverage.scored.keys() == {"0.inner.weight", "0.inner.bias", "2.weight", "2.bias"}
+    assert [type(module) for module, _ in coverage.tapped] == [nn.Linear, nn.LayerNorm]
+    assert {row.name: row.covered_by for row in coverage.rows}["0.gate"] == "fallback (Bare has no tap)"
+    with pytest.raises(ValueError, match="fallback: expected 'error' or 'jvp', got 'vmap'"):
+        cover(model, model.parameters(), fallback="vmap")
+
+
+def test_a_use_without_a_tap_takes_a_tied_parameter_to_the_fallback():
+    model = nn.Sequential(nn.Linear(D, D), nn.LSTM(D, D))
+    model[0].weight = model[1].weight_hh_l0
+    coverage = cover(model, model.parameters(), fallback="jvp")
+    assert "0.weight" in coverage.fallback
+    assert coverage.scored.keys() == {"0.bias"}
+
+
+def test_the_table_names_every_parameter_and_its_share():
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LSTM(2, 1), nn.LayerNorm(2))
+    table = str(cover(model, model.parameters(), fallback="jvp", exclude=["2.bias"]))
+    lines = [line.split(maxsplit=3) for line in table.splitlines()]
+    assert lines[0] == ["parameter", "elements", "share", "covered by"]
+    assert lines[1] == ["0.weight", "12", "33.3%", "Linear"]
+    assert lines[2] == ["1.weight_ih_l0", "8", "22.2%", "fallback (LSTM has no tap)"]
+    assert ["all", "20", "55.6%", "fallback"] in lines
+    assert ["all", "2", "5.6%", "excluded"] in lines
 
 
 def test_a_replaced_forward_is_not_covered():

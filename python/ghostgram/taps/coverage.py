@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ghostgram.taps.embedding import embedding_forward
-from ghostgram.taps.linear import conv1d_forward, linear_forward
-from ghostgram.taps.norms import (
-    gemma_norm_forward,
-    group_norm_forward,
-    instance_norm_forward,
-    layer_norm_forward,
-    llama_norm_forward,
-    rms_norm_forward,
-)
-from ghostgram.taps.sharding import whole
-
-Forward = Callable[..., Tensor]
+from ghostgram.taps.recognise import Forward, Tapped, tap_for
 
 
 class UncoveredParameterError(ValueError):
@@ -36,7 +23,7 @@ class Row:
     name: str
     numel: int
     covered_by: str
-    """The kind of layer that taps it, or "excluded"."""
+    """The kind of layer that taps it, "excluded", or "fallback" with the reason."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +32,10 @@ class Coverage:
 
     rows: list[Row]
     scored: dict[str, nn.Parameter]
-    """Parameters whose per-sample dots are taken, by name; a tied parameter under its first name."""
+    """Parameters whose per-sample dots taps take, by name; a tied parameter under its first name."""
     excluded: dict[str, nn.Parameter]
     fallback: dict[str, nn.Parameter]
-    """Parameters without a tap, whose dots must come from elsewhere."""
+    """Parameters without a tap, left to a derivative of the samples' losses; empty unless `fallback="jvp"`."""
     tapped: list[tuple[nn.Module, Forward]]
     """Modules to tap, each with its tapped forward."""
 
@@ -56,12 +43,31 @@ class Coverage:
         """Leaves scored parameters to the fallback."""
         for name in names:
             self.fallback[name] = self.scored.pop(name)
-        found = f"fallback: {reason}"
+        found = f"fallback ({reason})"
         self.rows[:] = [replace(row, covered_by=found) if row.name in names else row for row in self.rows]
+
+    def table(self) -> str:
+        """Every trainable parameter as a line of text: name, elements, their share of all, what covers it."""
+        total = max(1, sum(row.numel for row in self.rows))
+        kinds: Counter[str] = Counter()
+        for row in self.rows:
+            kinds[row.covered_by.partition(" ")[0]] += row.numel
+        cells = [("parameter", "elements", "share", "covered by")]
+        cells += [(row.name, f"{row.numel:,}", f"{row.numel / total:.1%}", row.covered_by) for row in self.rows]
+        cells += [("all", f"{n:,}", f"{n / total:.1%}", kind) for kind, n in kinds.most_common()]
+        wide = [max(len(line[column]) for line in cells) for column in range(3)]
+        return "\n".join(
+            f"{name:<{wide[0]}}  {numel:>{wide[1]}}  {share:>{wide[2]}}  {by}" for name, numel, share, by in cells
+        )
+
+    __str__ = table
 
 
 def cover(
-    model: nn.Module, parameters: Iterable[nn.Parameter], exclude: Sequence[str] = (), fallback: str = "error"
+    model: nn.Module,
+    parameters: Iterable[nn.Parameter],
+    exclude: Sequence[str] = (),
+    fallback: str = "error",
 ) -> Coverage:
     """Finds a tap for every parameter given, or raises an error that names those without one.
 
@@ -69,101 +75,109 @@ def cover(
         model: The model whose modules are looked at.
         parameters: The trainable parameters that must be covered.
         exclude: Names or shell patterns of parameters to leave out of the scores.
-        fallback: "error" for parameters without a tap, or "jvp" to list them as `fallback`.
+        fallback: What becomes of a parameter without a tap: "error", or "jvp" to name it in `Coverage.fallback`.
 
     Raises:
-        UncoveredParameterError: Some parameter belongs to no layer with a tap.
-        ValueError: A pattern of `exclude` matches nothing, or a parameter is not the model's.
+        UncoveredParameterError: Some parameter belongs to no layer with a tap, and fallback is "error".
+        ValueError: A pattern of `exclude` matches nothing, a parameter is not the model's, or fallback is neither.
     """
+    if fallback not in ("error", "jvp"):
+        raise ValueError(f"fallback: expected 'error' or 'jvp', got {fallback!r}")
     wanted = set(parameters)
-    owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
-    for path, module in model.named_modules():
-        path = path.replace("_orig_mod.", "").removesuffix("_orig_mod")  # which torch.compile puts in
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter in wanted:
-                owners.setdefault(parameter, []).append((f"{path}.{name}" if path else name, module))
-    if missing := len(wanted - owners.keys()):
+    uses: dict[nn.Parameter, list[_Use]] = {}
+    for use in _uses(model):
+        if use.parameter in wanted:
+            uses.setdefault(use.parameter, []).append(use)
+    if missing := len(wanted - uses.keys()):
         raise ValueError(f"parameters: {missing} of the optimizer's parameters do not belong to the model")
     for pattern in exclude:
-        if not any(fnmatch.fnmatch(name, pattern) for uses in owners.values() for name, _ in uses):
+        if not any(fnmatch.fnmatch(use.alias, pattern) for each in uses.values() for use in each):
             raise ValueError(f"exclude: {pattern!r} matches no trainable parameter")
 
-    rows, scored, excluded, without, problems = [], {}, {}, {}, []
+    found = Coverage([], {}, {}, {}, [])
+    sequence_first, taps = _sequence_first(model), {}
     forwards: dict[nn.Module, Forward] = {}
-    for parameter, uses in owners.items():
-        name = uses[0][0]
-        if any(fnmatch.fnmatch(alias, pattern) for alias, _ in uses for pattern in exclude):
-            excluded[name] = parameter
-            rows.append(Row(name, parameter.numel(), "excluded"))
-            continue
-        found = [(alias, module, *tap_for(module)) for alias, module in uses]
-        if missing_taps := [f"{alias} ({reason})" for alias, _, forward, reason in found if forward is None]:
-            problems += missing_taps
-            without[name] = parameter
-            rows.append(Row(name, parameter.numel(), f"fallback: {missing_taps[0]}"))
-            continue
-        forwards |= {module: forward for _, module, forward, _ in found if forward is not None}
-        scored[name] = parameter
-        rows.append(Row(name, parameter.numel(), type(uses[0][1]).__name__))
+    problems = []
+    for parameter, of_parameter in uses.items():
+        name, covered_by = of_parameter[0].alias, type(of_parameter[0].module).__name__
+        reasons = []
+        for use in of_parameter:
+            if use.module not in taps:
+                taps[use.module] = tap_for(use.module)
+            if reason := _why_not(taps[use.module], use):
+                reasons.append((use.alias, reason))
+        if any(fnmatch.fnmatch(use.alias, pattern) for use in of_parameter for pattern in exclude):
+            found.excluded[name], covered_by = parameter, "excluded"
+        elif reasons:
+            found.fallback[name], covered_by = parameter, f"fallback ({reasons[0][1]})"
+            problems += [f"{alias} ({reason})" for alias, reason in reasons]
+        else:
+            found.scored[name] = parameter
+            for use in of_parameter:
+                tapped = taps[use.module]
+                assert isinstance(tapped, Tapped)
+                forwards[use.module] = _swapped(tapped.forward) if use.module in sequence_first else tapped.forward
+        found.rows.append(Row(name, parameter.numel(), covered_by))
     if problems and fallback == "error":
         raise UncoveredParameterError(
-            "no tap covers these trainable parameters: " + "; ".join(problems) + ". Freeze them, or leave them out of "
-            "the scores by name with exclude=[...]: their joint effect is then reported as `uncovered`; or, slower and "
-            "exact, let forward-mode derivatives of the losses score them: fallback='jvp'"
+            "no tap covers these trainable parameters: " + "; ".join(problems) + ". Freeze them, leave them out of "
+            "the scores by name with exclude=[...] (their joint effect is then reported as `uncovered`), or have their "
+            'dots computed from the samples\' losses with fallback="jvp"'
         )
-    return Coverage(rows, scored, excluded, without, list(forwards.items()))
+    found.tapped.extend(forwards.items())
+    return found
 
 
-def tap_for(module: nn.Module) -> tuple[Forward | None, str]:
-    """The tapped forward of a module, or None and the reason. Subclasses count while they keep the forward."""
-    if "forward" in vars(module):
-        return None, f"the forward of this {type(module).__name__} has been replaced by something else"
-    plain = type(module).forward
-    if plain is nn.Linear.forward:
-        return linear_forward, ""
-    if plain is nn.Embedding.forward:
-        return _embedding(module)
-    if plain is nn.LayerNorm.forward:
-        return layer_norm_forward, ""
-    if plain is nn.RMSNorm.forward:
-        return rms_norm_forward, ""
-    if plain is nn.GroupNorm.forward:
-        return group_norm_forward, ""
-    if plain is nn.InstanceNorm2d.forward:  # which 1d and 3d share
-        return instance_norm_forward, ""
-    if any(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in type(module).__mro__):
-        return conv1d_forward, ""
-    if type(module).__name__.endswith("RMSNorm"):
-        return _written_out_norm(module)
-    return None, f"{type(module).__name__} has no tap"
+@dataclass(frozen=True)
+class _Use:
+    """A parameter in a module that reads it."""
+
+    parameter: nn.Parameter
+    module: nn.Module
+    name: str
+    """Its name in the module."""
+    alias: str
+    """Its name in the model."""
 
 
-def _embedding(module: Any) -> tuple[Forward | None, str]:
-    for option in ("max_norm", "scale_grad_by_freq", "sparse"):
-        if getattr(module, option):
-            return None, f"Embedding with {option} changes its gradients across samples"
-    return embedding_forward, ""
+def _uses(model: nn.Module) -> Iterator[_Use]:
+    for path, module in model.named_modules():
+        path = path.replace("_orig_mod.", "").removesuffix("_orig_mod")  # which torch.compile puts in
+        # Attention reads the parameters of its out_proj without calling that.
+        for name, parameter in module.named_parameters(recurse=isinstance(module, nn.MultiheadAttention)):
+            yield _Use(parameter, module, name, f"{path}.{name}" if path else name)
 
 
-def _written_out_norm(module: Any) -> tuple[Forward | None, str]:
-    """Third-party RMSNorms are recognised by what they compute, not by their name: eps, casts and scale differ."""
-    name = type(module).__name__
-    parameters = dict(module.named_parameters())
-    if parameters.keys() != {"weight"} or parameters["weight"].dim() != 1:
-        return None, f"{name} has other parameters than one weight vector"
-    if not hasattr(module, "variance_epsilon") and not hasattr(module, "eps"):
-        return None, f"{name} has neither variance_epsilon nor eps"
-    weight = whole(parameters["weight"])
-    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    with torch.no_grad():
-        x = torch.linspace(-1.7, 2.3, 3 * weight.numel(), device=weight.device).view(1, 3, -1).to(weight.dtype)
-        normalised = x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + eps)
-        module._parameters["weight"] = weight
-        try:
-            y = module.forward(x).double()  # not by a call, whose hooks may want to gather weights
-        finally:
-            module._parameters["weight"] = parameters["weight"]
-        for forward, scale in ((llama_norm_forward, weight), (gemma_norm_forward, 1 + weight.double())):
-            if torch.allclose(y, normalised * scale, rtol=1e-2 if weight.dtype.itemsize == 2 else 1e-5):
-                return forward, ""
-    return None, f"{name} is not the RMSNorm of Llama or of Gemma"
+def _why_not(tap: Tapped | str, use: _Use) -> str | None:
+    """Why a tap does not score this use of a parameter, if so."""
+    if isinstance(tap, str):
+        return tap
+    if use.name not in tap.parameters:
+        return f"{type(use.module).__name__} has a tap, but not for {use.name}"
+    return None
+
+
+def _sequence_first(model: nn.Module) -> set[nn.Module]:
+    """The layers of torch's Transformers without batch_first: the sample is on axis 1 of what goes in and out."""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+            attention, layers = module.layers[0].self_attn, [module.norm]
+        elif isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            attention = module.self_attn
+            layers = [child for child in module.children() if not isinstance(child, nn.MultiheadAttention)]
+        else:
+            continue
+        if not attention.batch_first:
+            found.update(layer for layer in layers if layer is not None)
+    return found
+
+
+def _swapped(forward: Forward) -> Forward:
+    """A tapped forward for an input and output (T, B, features)."""
+
+    def swapped(module: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = forward(module, x.transpose(0, 1))
+        return y.transpose(0, 1)
+
+    return swapped

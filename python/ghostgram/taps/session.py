@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,10 +46,22 @@ class Slot:
     """The parameter scored, as the optimizer knows it; None when it is not scored."""
     mark: str = ""
     """Names the parameter to `_note_rounded`."""
+    rows: tuple[int, int] | None = None
+    """Where the parameter's rows that this use reads start and stop; None where it reads all."""
 
     def part(self, start: int, stop: int) -> Slot:
         """The slot of the parameter's rows start to stop."""
-        return self if self.directions is None else replace(self, directions=self.directions[:, start:stop])
+        directions = None if self.directions is None else self.directions[:, start:stop]
+        return replace(self, directions=directions, rows=(start, stop))
+
+    def keep(self, taps: Taps, later: Contraction) -> None:
+        """Keeps a contraction with directions of these rows, if the parameter is scored."""
+        if self.parameter is not None:
+            taps.keep(self.parameter, later if self.rows is None else partial(_of_rows, later, *self.rows))
+
+
+def _of_rows(later: Contraction, start: int, stop: int, D: Tensor) -> Tensor:
+    return later(D[:, start:stop])
 
 
 _EMPTY = Slot()
@@ -205,11 +218,10 @@ class Taps:
         kept, self._kept = self._kept, []
         return kept
 
-    def keep(self, parameter: nn.Parameter | None, later: Contraction) -> None:
-        """Called by a layer's backward: keeps one use of a parameter, if it is scored, for `contract`."""
+    def keep(self, parameter: nn.Parameter, later: Contraction) -> None:
+        """Called by a layer's backward: keeps one use of a parameter for `contract`."""
         self._check_open()
-        if parameter is not None:
-            self._kept.append((parameter, later))
+        self._kept.append((parameter, later))
 
     def _make_probes(self, directions: Mapping[nn.Parameter, Tensor], rows: int) -> dict[nn.Parameter, Tensor]:
         """A probe for each scored parameter; its gradient, where autograd adds the dots up, is there from the start."""
@@ -290,9 +302,9 @@ def keep(ctx: Any, of_weight: Contraction, of_bias: Contraction | None = None) -
     """Keeps the contractions of one use of weight and bias, if their directions come later."""
     if ctx.later is not None:
         tap, weight, bias = ctx.later
-        tap.taps.keep(weight.parameter, of_weight)
+        weight.keep(tap.taps, of_weight)
         if of_bias is not None:
-            tap.taps.keep(bias.parameter, of_bias)
+            bias.keep(tap.taps, of_bias)
 
 
 def scores(dots_weight: Tensor | None, dots_bias: Tensor | None = None) -> tuple[Tensor | None, ...]:
