@@ -9,7 +9,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +108,7 @@ def _tangent(model: nn.Module, losses: Losses, direction: Direction) -> Tensor:
 
         with _placed([(use, dual(use.parameter, use.padding)) for use in _uses(model, direction)]):
             try:
-                values = _per_sample(losses())
+                values = per_sample(losses())
             except RuntimeError as error:
                 if "forward AD" not in str(error) and "forward mode AD" not in str(error):
                     raise
@@ -133,7 +133,7 @@ def _difference(model: nn.Module, losses: Losses, direction: Direction) -> Tenso
                 torch._foreach_add_(weights, along, alpha=step)
                 looked_up = [use for use in _uses(model, direction) if use.padding is not None]
                 with _placed([(use, _padding_back(use, kept)) for use in looked_up]):
-                    return _per_sample(losses()).cpu().double()
+                    return per_sample(losses()).cpu().double()
             finally:
                 torch._foreach_copy_(weights, list(kept.values()))
 
@@ -203,11 +203,10 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = [
         (m, name, b, b._version, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None
     ]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     cached = torch.is_autocast_cache_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(random_states_kept(model))
         if "torch._dynamo" in sys.modules:  # else nothing can have been compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         torch.set_autocast_cache_enabled(False)
@@ -274,7 +273,13 @@ class _TangentsLikePrimals(TorchFunctionMode):
         return result
 
 
-def _per_sample(losses: object) -> Tensor:
+def random_states_kept(model: nn.Module) -> AbstractContextManager[None]:
+    """Leaves the random states of the CPU and of a model's GPUs as they are now."""
+    return torch.random.fork_rng(sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}))
+
+
+def per_sample(losses: object) -> Tensor:
+    """What `losses()` returned, if it is one number for every sample."""
     if not isinstance(losses, Tensor) or losses.dim() != 1 or not losses.is_floating_point():
         what = f"{losses.dtype} of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(
