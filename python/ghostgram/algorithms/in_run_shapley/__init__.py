@@ -1,6 +1,19 @@
 """In-Run Data Shapley (arXiv 2406.11011): what each training sample did to the model, during the one training run."""
 
-from ghostgram.algorithms.in_run_shapley.engine import InRunShapley
-from ghostgram.algorithms.in_run_shapley.run import ShapleyResult, in_run_shapley
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ghostgram.algorithms.in_run_shapley.engine import InRunShapley
+    from ghostgram.algorithms.in_run_shapley.run import ShapleyResult, in_run_shapley
+
+# Valuing needs torch; reading a log (`reading`, `aggregate`) does not.
+_HOMES = {"InRunShapley": "engine", "ShapleyResult": "run", "in_run_shapley": "run"}
 
 __all__ = ["InRunShapley", "ShapleyResult", "in_run_shapley"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ghostgram.algorithms.in_run_shapley' has no attribute {name!r}")
+    return getattr(import_module(f"ghostgram.algorithms.in_run_shapley.{_HOMES[name]}"), name)
