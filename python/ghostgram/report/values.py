@@ -128,7 +128,9 @@ def ledger(path: Path, table: pa.Table, sets: Sequence[str]) -> None:
             left.axhline(0, color=LIGHT["muted"], linewidth=0.8)
             left.set(title=f"Loss on {name}, accumulated change", xlabel="step", ylabel="nats", xlim=(0, None))
             left.legend(loc="best", handlelength=1.4)
-            _identity(right, measured[_floats(mine, "measured_rows") > 0], predicted[_floats(mine, "measured_rows") > 0])
+            known = _floats(mine, "measured_rows") > 0
+            # Where a measurement spans several steps, what it is to be compared with is not its own row's prediction.
+            _identity(right, measured[known], (measured - residual)[known])
             right.set(title="Stretch by stretch", xlabel="measured change (nats)", ylabel="predicted change (nats)")
         save(figure, path)
 

@@ -30,8 +30,8 @@ def by_sample(log: Log, sources: str | Path | None = None) -> Any:
         value_per_lr_k = -sum_t phi_ikt / lr_t             lr is that of the first parameter group; lr = 0 gives 0
         value_share_k = value_k / sum_j |value_jk|         the shares' sizes add up to 1
 
-    Raw values concentrate in the steps where the learning rate times the gradient is large; `value_per_lr` does not know
-    the learning rate.
+    Raw values concentrate in the steps where the learning rate times the gradient is large; `value_per_lr` takes the
+    learning rate out again.
 
     Args:
         log: What `open_log` found.
@@ -161,7 +161,8 @@ def spread(samples: Any, name: str) -> Spread:
     every = values_of(samples, name)
     value = every[np.isfinite(every)]
     if not len(value):
-        return Spread(0, len(every), *[float("nan")] * 5, quantiles={})
+        nan = float("nan")
+        return Spread(0, len(every), nan, nan, nan, nan, nan, {})
     size = np.sort(np.abs(value))
     total, count = float(size.sum()), len(size)
     gini = float(2 * (np.arange(1, count + 1) @ size) / (count * total) - (count + 1) / count) if total else 0.0

@@ -32,8 +32,8 @@ class Log:
 def open_log(folder: str | Path) -> Log:
     """Looks a log folder over: `steps/*.parquet`, `steps/rank-*/*.parquet` and `ledger/*.parquet`.
 
-    Only the parts' footers are read. Files of another suffix (a part that was being written when the run was killed is a
-    `.tmp`) are left alone.
+    Only the parts' footers are read. Other files are left alone: a part that was being written when the run was killed
+    is a `.tmp`.
 
     Raises:
         LogError: There is no such folder, it holds no step log, a part is torn, or parts disagree in schema or sign.

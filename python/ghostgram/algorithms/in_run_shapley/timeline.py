@@ -1,11 +1,12 @@
 """A log over time: how values are spread in every stretch of the run, and whether the ledger adds up there.
 
-A run is cut into stretches of equally many steps, at most `bins` of them, so that the tables stay small however long it was.
+A run is cut into stretches of equally many steps, at most `bins` of them: the tables stay small however long it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from ghostgram.algorithms.in_run_shapley.aggregate import BINS, QUANTILES
@@ -126,6 +127,41 @@ def ledger_over_time(log: Log, steps: int, bins: int = BINS) -> Any:
             "measured_squares": found["measured2_sum"],
             "residual_squares": found["residual2_sum"],
         }
+    )
+
+
+@dataclass(frozen=True)
+class LedgerTotals:
+    """One validation set's ledger over the whole run, in nats."""
+
+    steps: int
+    skipped: int
+    """Steps that the optimizer did not take (a GradScaler's)."""
+    measured_steps: int
+    measured: float
+    predicted: float
+    sum_phi: float
+    history: float
+    uncovered: float
+    residual: float
+    """Cumulative drift: what was measured less what was predicted, added up."""
+    relative_residual: float
+    """RMS of the residual over RMS of the measured change: the error bar of the values. NaN if nothing was measured."""
+
+
+def ledger_totals(table: Any, name: str) -> LedgerTotals:
+    """Adds up the rows of `ledger_over_time`'s table that belong to one set."""
+    import pyarrow.compute as pc
+
+    mine = table.filter(pc.equal(table["set"], name))
+    total = {column: pc.sum(mine[column], min_count=0).as_py() for column in mine.column_names if column != "set"}
+    squares = total["measured_squares"]
+    return LedgerTotals(
+        steps=total["rows"],
+        skipped=total["skipped"],
+        measured_steps=total["measured_rows"],
+        **{column: float(total[column]) for column in LEDGER_SUMS},
+        relative_residual=math.sqrt(total["residual_squares"] / squares) if squares else math.nan,
     )
 
 
