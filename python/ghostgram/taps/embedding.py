@@ -10,36 +10,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import Taps, taps_of
+from ghostgram.taps.session import by_row, keep, save_scoring, scores, tap_of
 
 
 class _Embedding(torch.autograd.Function):
     """Rows of a table; the weight gradient stays torch's scatter-add, the dots come from embedding_stats."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor, owner: nn.Embedding, taps: Taps) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.owner, ctx.taps = owner, taps
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int, *scoring: Any) -> Tensor:
+        save_scoring(ctx, scoring, ids)
+        ctx.entries, ctx.padding = weight.shape[0], padding
         return F.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (ids,) = ctx.saved_tensors
-        owner: nn.Embedding = ctx.owner
-        padding = -1 if owner.padding_idx is None else owner.padding_idx
-        rows, samples = grad.flatten(1, -2) if grad.dim() > 2 else grad.unsqueeze(1), ids.reshape(ids.shape[0], -1)
-        directions = ctx.taps.directions(owner.weight)
-        dots = None if directions is None else _dots(samples, rows, padding, directions)
-        ctx.taps.add(owner.weight, grad, dots, partial(_dots, samples, rows, padding))
-        grad_weight = torch.ops.aten.embedding_dense_backward(
-            grad.contiguous(), ids.contiguous(), owner.num_embeddings, padding, False
-        )
-        return None, grad_weight, None, None
+        ids, directions, _, segments = ctx.saved_tensors
+        b, samples = grad.flatten(1, -2) if grad.dim() > 2 else grad.unsqueeze(1), ids.reshape(ids.shape[0], -1)
+        grad_weight = dots = None
+        if directions is not None:
+            dots = _dots(samples, b, ctx.padding, segments, ctx.rows, directions)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.ops.aten.embedding_dense_backward(
+                grad.contiguous(), ids.contiguous(), ctx.entries, ctx.padding, False
+            )
+        keep(ctx, partial(_dots, samples, b, ctx.padding, segments, ctx.rows))
+        return None, grad_weight, None, *scores(dots)
 
 
-def _dots(ids: Tensor, b: Tensor, padding: int, directions: Tensor) -> Tensor:
+def _dots(ids: Tensor, b: Tensor, padding: int, segments: Tensor | None, rows: int, directions: Tensor) -> Tensor:
+    if segments is not None:  # every position is a sample of its own, until they are added up
+        ids, b = ids.reshape(-1, 1), b.reshape(-1, 1, b.shape[-1])
     dots: Tensor = _torch.call("embedding_stats", ids, b, directions, padding, False, "auto")[1]
-    return dots
+    return by_row(dots, segments, rows)
 
 
 def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
@@ -48,12 +50,13 @@ def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
     Positions of shape (T,) or (1, T) are the same for every sample, and their output would be broadcast over samples
     later: the gradient that reaches them is already summed. With the axis in front it arrives per sample.
     """
-    taps = taps_of(module)
-    batch = taps.batch
+    tap = tap_of(module)
+    batch = tap.batch
     if (
         ids.dim() == 1
         and ids.shape[0] == batch
         and batch > 1
+        and not torch.compiler.is_compiling()  # which cannot look at values
         and bool((ids == torch.arange(batch, device=ids.device)).all())
     ):
         raise ValueError(
@@ -68,4 +71,13 @@ def embedding_forward(module: nn.Embedding, ids: Tensor) -> Tensor:
         raise ValueError(
             f"Embedding: expected ids whose first dimension is the sample ({batch}), got {tuple(ids.shape)}"
         )
-    return _Embedding.apply(ids, module.weight, module, taps)  # type: ignore[no-any-return, no-untyped-call]
+    if tap.segments is not None and ids.shape != tap.segments.shape:
+        raise ValueError(
+            f"Embedding: packed documents need ids of the shape of segments {tuple(tap.segments.shape)}, got "
+            f"{tuple(ids.shape)}"
+        )
+    slot = tap.slot("weight")
+    tap.note_dtype(module.weight.dtype)
+    padding = -1 if module.padding_idx is None else module.padding_idx
+    scoring = tap.scoring(slot)
+    return _Embedding.apply(ids, tap.trained(module.weight), padding, *scoring)  # type: ignore[no-any-return, no-untyped-call]

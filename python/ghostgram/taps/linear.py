@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import Taps, autocast_dtype, taps_of
+from ghostgram.taps.session import Slot, Tap, autocast_dtype, by_row, keep, save_scoring, scores, tap_of
 
 
 class _Linear(torch.autograd.Function):
@@ -21,10 +21,15 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: nn.Module, transposed: bool, taps: Taps
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        transposed: bool,
+        *scoring: Any,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.owner, ctx.transposed, ctx.taps = owner, transposed, taps
+        save_scoring(ctx, scoring, x, weight)
+        ctx.transposed = transposed
         if not transposed:
             return F.linear(x, weight, bias)
         flat = x.reshape(-1, x.shape[-1])
@@ -33,58 +38,89 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        owner, taps = ctx.owner, ctx.taps
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
+        x, weight, D_weight, D_bias, segments = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = grad_bias = dots_weight = dots_bias = None
+        if wants_x:
             grad_x = grad @ (weight.T if ctx.transposed else weight)
-        if ctx.needs_input_grad[1]:
-            rows, cols = (x, grad) if ctx.transposed else (grad, x)  # of the weight
-            rows, cols = _tokens(rows), _tokens(cols)
-            grad_weight, dots = _matrix_stats(cols, rows, taps.directions(owner.weight))
-            taps.add(owner.weight, grad, dots, partial(_matrix_dots, cols, rows))
-            grad_weight = grad_weight.to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            tokens = _tokens(grad)
-            grad_bias, dots = _bias_stats(tokens, taps.directions(owner.bias))
-            taps.add(owner.bias, grad, dots, partial(_bias_dots, tokens))
-            grad_bias = grad_bias.to(weight.dtype)
-        return grad_x, grad_weight, grad_bias, None, None, None
+        b, a = as_tokens(grad), as_tokens(x)
+        left, right = (a, b) if ctx.transposed else (b, a)  # rows and columns of the weight
+        if wants_weight or D_weight is not None:
+            grad_weight, dots_weight = matrix_stats(right, left, D_weight, wants_weight, segments, ctx.rows)
+        if wants_bias or D_bias is not None:
+            grad_bias, dots_bias = bias_stats(b, D_bias, wants_bias, segments, ctx.rows)
+        keep(ctx, partial(matrix_dots, right, left, segments, ctx.rows), partial(bias_dots, b, segments, ctx.rows))
+        return grad_x, cast(grad_weight, weight), cast(grad_bias, weight), None, *scores(dots_weight, dots_bias)
 
 
-def _tokens(x: Tensor) -> Tensor:
+def as_tokens(x: Tensor) -> Tensor:
     """(B, ..., features) as (B, T, features)."""
     return x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)
 
 
-def _matrix_stats(a: Tensor, b: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    grad, _, dots = _torch.call("grad_stats", a, b, directions, True, False, "auto")
-    return grad, None if directions is None else dots
+def cast(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """A gradient in its parameter's dtype."""
+    return None if grad is None else grad.to(parameter.dtype)
 
 
-def _matrix_dots(a: Tensor, b: Tensor, directions: Tensor) -> Tensor:
-    dots: Tensor = _torch.call("grad_stats", a, b, directions, False, False, "auto")[2]
-    return dots
+def matrix_stats(
+    a: Tensor, b: Tensor, D: Tensor | None, gradient: bool, segments: Tensor | None, rows: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """(sum_i b_i^T a_i, or None if not wanted; (rows, K) dots, or None without directions)."""
+    if segments is None:
+        grad, _, dots = _torch.call("grad_stats", a, b, D, gradient, False, "auto")
+        return grad if gradient else None, None if D is None else dots
+    grad = _torch.call("grad_stats", a, b, None, True, False, "auto")[0] if gradient else None
+    return grad, None if D is None else matrix_dots(a, b, segments, rows, D)
 
 
-def _bias_stats(b: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    stats = _torch.call("affine_stats", b, None, None, None, None, directions, False, False, "auto")
-    return stats[1], None if directions is None else stats[5]
+def matrix_dots(a: Tensor, b: Tensor, segments: Tensor | None, rows: int, D: Tensor) -> Tensor:
+    """(rows, K) dots <b_i^T a_i, D_k> of samples, or sums of b_t . (D_k a_t) over the positions of documents."""
+    if segments is None:
+        dots: Tensor = _torch.call("grad_stats", a, b, D, False, False, "auto")[2]
+        return dots
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    # By way of the narrower side, whose products with D are the temporary.
+    if a.shape[-1] <= b.shape[-1]:
+        scores = [((b.to(D_k.dtype) @ D_k) * a).sum(1) for D_k in D]
+    else:
+        scores = [((a.to(D_k.dtype) @ D_k.T) * b).sum(1) for D_k in D]
+    return by_row(torch.stack(scores, 1), segments, rows)
 
 
-def _bias_dots(b: Tensor, directions: Tensor) -> Tensor:
-    dots = _bias_stats(b, directions)[1]
-    assert dots is not None
-    return dots
+def bias_stats(
+    b: Tensor, D: Tensor | None, gradient: bool, segments: Tensor | None, rows: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """(sum over samples and positions of b, or None if not wanted; (rows, K) dots, or None without directions)."""
+    if segments is None:
+        stats = _torch.call("affine_stats", b, None, None, None, None, D, False, False, "auto")
+        return stats[1] if gradient else None, None if D is None else stats[5]
+    return b.sum((0, 1)) if gradient else None, None if D is None else bias_dots(b, segments, rows, D)
+
+
+def bias_dots(b: Tensor, segments: Tensor | None, rows: int, D: Tensor) -> Tensor:
+    """(rows, K) dots of the per-sample bias gradients sum_t b_it."""
+    if segments is None:
+        dots: Tensor = _torch.call("affine_stats", b, None, None, None, None, D, False, False, "auto")[5]
+        return dots
+    return by_row(b.flatten(0, 1).to(D.dtype) @ D.T, segments, rows)
+
+
+def apply_linear(
+    tap: Tap, x: Tensor, weight: Tensor, bias: Tensor | None, of_weight: Slot, of_bias: Slot, transposed: bool = False
+) -> Tensor:
+    """x W^T + bias (x W + bias if transposed), scored for the parameters of two slots."""
+    if dtype := autocast_dtype(x):
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    tap.note_dtype(x.dtype)
+    scoring = tap.scoring(of_weight, of_bias)
+    return _Linear.apply(x, tap.trained(weight), tap.trained(bias), transposed, *scoring)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _tapped(module: Any, x: Tensor, transposed: bool) -> Tensor:
-    taps = taps_of(module)
-    taps.check_samples(x, type(module).__name__)
-    weight, bias = module.weight, module.bias
-    if dtype := autocast_dtype(x):
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return _Linear.apply(x, weight, bias, module, transposed, taps)  # type: ignore[no-any-return, no-untyped-call]
+    tap = tap_of(module)
+    tap.check_samples(x, type(module).__name__)
+    return apply_linear(tap, x, module.weight, module.bias, tap.slot("weight"), tap.slot("bias"), transposed)
 
 
 def linear_forward(module: nn.Linear, x: Tensor) -> Tensor:

@@ -11,31 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import Taps, autocast_dtype, taps_of
+from ghostgram.taps.session import autocast_dtype, by_row, keep, save_scoring, scores, tap_of
 
 
 class _LayerNorm(torch.autograd.Function):
     """Layer normalisation; saves what autograd saves: x, mean and rstd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: nn.LayerNorm, taps: Taps) -> Tensor:
-        y, mean, rstd = torch.native_layer_norm(x, owner.normalized_shape, weight, bias, owner.eps)
-        ctx.save_for_backward(x, mean, rstd, weight, *([] if bias is None else [bias]))
-        ctx.owner, ctx.taps = owner, taps
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...], eps: float, *scoring: Any
+    ) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        save_scoring(ctx, scoring, x, mean, rstd, weight, bias)
+        ctx.shape = shape
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, mean, rstd, weight, *bias = ctx.saved_tensors
-        owner, grad_x = ctx.owner, None
+        x, mean, rstd, weight, bias, *scored = ctx.saved_tensors
+        grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.ops.aten.native_layer_norm_backward(
-                grad, x, owner.normalized_shape, mean, rstd, weight, bias[0] if bias else None, [True, False, False]
+                grad, x, ctx.shape, mean, rstd, weight, bias, [True, False, False]
             )[0]
         features = weight.numel()
         mean, rstd = (_statistic(s.reshape(x.shape[0], -1), x) for s in (mean, rstd))
         layer = _Layer(_tokens(grad, features), _tokens(x, features), mean, rstd)
-        return grad_x, *_parameter_gradients(ctx, grad, weight, layer), None, None
+        grads, dots = _gradients(ctx, weight, layer, *scored)
+        return grad_x, *grads, None, None, *dots
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -43,67 +46,66 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, owner: Any, taps: Taps
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, *scoring: Any
     ) -> Tensor:
         x = x.contiguous()
-        ctx.sizes = samples, channels, space, _ = (*x.shape[:2], math.prod(x.shape[2:]), groups)
+        ctx.sizes = samples, channels, space, _ = (x.shape[0], x.shape[1], math.prod(x.shape[2:]), groups)
         y, mean, rstd = torch.native_group_norm(x, weight, bias, samples, channels, space, groups, eps)
-        ctx.save_for_backward(x, mean, rstd, weight)
-        ctx.owner, ctx.taps = owner, taps
+        save_scoring(ctx, scoring, x, mean, rstd, weight)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, mean, rstd, weight = ctx.saved_tensors
+        x, mean, rstd, weight, *scored = ctx.saved_tensors
         grad, grad_x = grad.contiguous(), None
         if ctx.needs_input_grad[0]:
             grad_x = torch.ops.aten.native_group_norm_backward(
                 grad, x, mean, rstd, weight, *ctx.sizes, [True, False, False]
             )[0]
         layer = _Layer(_channels(grad), _channels(x), _statistic(mean, x), _statistic(rstd, x), True)
-        return grad_x, *_parameter_gradients(ctx, grad, weight, layer), None, None, None, None
+        grads, dots = _gradients(ctx, weight, layer, *scored)
+        return grad_x, *grads, None, None, *dots
 
 
 class _ChannelScale(torch.autograd.Function):
     """y = weight * xhat + bias by channel, of an xhat that is normalised already."""
 
     @staticmethod
-    def forward(ctx: Any, xhat: Tensor, weight: Tensor, bias: Tensor | None, owner: nn.Module, taps: Taps) -> Tensor:
-        ctx.save_for_backward(xhat, weight)
-        ctx.owner, ctx.taps = owner, taps
+    def forward(ctx: Any, xhat: Tensor, weight: Tensor, bias: Tensor | None, *scoring: Any) -> Tensor:
+        save_scoring(ctx, scoring, xhat, weight)
         y = xhat * _along_channels(weight, xhat)
         return (y if bias is None else y + _along_channels(bias, xhat)).to(xhat.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        xhat, weight = ctx.saved_tensors
+        xhat, weight, *scored = ctx.saved_tensors
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad * _along_channels(weight, xhat)).to(xhat.dtype)
         layer = _Layer(_channels(grad.to(xhat.dtype)), _channels(xhat), None, None, True)
-        return grad_x, *_parameter_gradients(ctx, grad, weight, layer), None, None
+        grads, dots = _gradients(ctx, weight, layer, *scored)
+        return grad_x, *grads, *dots
 
 
 class _Scale(torch.autograd.Function):
     """y = scale * xhat, where scale is the weight or 1 + weight; both have the same gradient."""
 
     @staticmethod
-    def forward(ctx: Any, normalised: Tensor, weight: Tensor, offset: float, owner: nn.Module, taps: Taps) -> Tensor:
-        ctx.save_for_backward(normalised, weight)
-        ctx.offset, ctx.owner, ctx.taps = offset, owner, taps
+    def forward(ctx: Any, normalised: Tensor, weight: Tensor, _no_bias: None, offset: float, *scoring: Any) -> Tensor:
+        save_scoring(ctx, scoring, normalised, weight)
+        ctx.offset = offset
         return normalised * (weight + offset if offset else weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        normalised, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
+        normalised, weight, *scored = ctx.saved_tensors
+        grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad * (weight + ctx.offset if ctx.offset else weight)).to(normalised.dtype)
-        if ctx.needs_input_grad[1]:
-            features = weight.numel()
-            layer = _Layer(_tokens(grad.to(normalised.dtype), features), _tokens(normalised, features))
-            grad_weight = _parameter_gradients(ctx, grad, weight, layer)[0]
-        return grad_x, grad_weight, None, None, None
+        features = weight.numel()
+        layer = _Layer(_tokens(grad.to(normalised.dtype), features), _tokens(normalised, features))
+        grads, dots = _gradients(ctx, weight, layer, *scored)
+        return grad_x, *grads, None, *dots
 
 
 class _Layer(NamedTuple):
@@ -115,22 +117,29 @@ class _Layer(NamedTuple):
     rstd: Tensor | None = None
     channels_first: bool = False
 
+    def by_position(self) -> _Layer:
+        """Every position as a sample of its own."""
+        b = self.b.reshape(-1, 1, self.b.shape[-1])
+        mean, rstd = (None if y is None else y.reshape(-1, 1) for y in (self.mean, self.rstd))
+        return _Layer(b, None if self.x is None else self.x.reshape(b.shape), mean, rstd)
 
-def _parameter_gradients(ctx: Any, grad: Tensor, weight: Tensor, layer: _Layer) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of weight and bias, arguments 1 and 2 of the function of ctx; books their dots."""
-    owner, taps = ctx.owner, ctx.taps
-    wants_weight, wants_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-    D_weight = taps.directions(owner.weight) if wants_weight else None
-    D_bias = taps.directions(owner.bias) if wants_bias else None
-    stats = _affine(layer, D_weight, D_bias)
-    grad_weight = grad_bias = None
-    if wants_weight:
-        grad_weight = stats[0].view_as(weight).to(weight.dtype)
-        taps.add(owner.weight, grad, None if D_weight is None else stats[4], partial(_weight_dots, layer))
-    if wants_bias:
-        grad_bias = stats[1].view_as(weight).to(weight.dtype)
-        taps.add(owner.bias, grad, None if D_bias is None else stats[5], partial(_bias_dots, layer))
-    return grad_weight, grad_bias
+
+def _gradients(
+    ctx: Any, weight: Tensor, layer: _Layer, D_weight: Tensor | None, D_bias: Tensor | None, segments: Tensor | None
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The gradients of weight and bias, arguments 1 and 2 of the function of ctx, and those of its scoring."""
+    wants_weight, wants_bias = ctx.needs_input_grad[1:3]
+    if segments is not None:
+        layer = layer.by_position()
+    grad_weight = grad_bias = dots_weight = dots_bias = None
+    if wants_weight or wants_bias or D_weight is not None or D_bias is not None:
+        stats = _affine(layer, D_weight, D_bias)
+        grad_weight = stats[0].view_as(weight).to(weight.dtype) if wants_weight else None
+        grad_bias = stats[1].view_as(weight).to(weight.dtype) if wants_bias else None
+        dots_weight = None if D_weight is None else by_row(stats[4], segments, ctx.rows)
+        dots_bias = None if D_bias is None else by_row(stats[5], segments, ctx.rows)
+    keep(ctx, partial(_weight_dots, layer, segments, ctx.rows), partial(_bias_dots, layer, segments, ctx.rows))
+    return (grad_weight, grad_bias), scores(dots_weight, dots_bias)
 
 
 def _tokens(x: Tensor, features: int) -> Tensor:
@@ -161,57 +170,68 @@ def _affine(layer: _Layer, D_weight: Tensor | None, D_bias: Tensor | None) -> tu
     return stats
 
 
-def _weight_dots(layer: _Layer, D: Tensor) -> Tensor:
-    return _affine(layer, D, None)[4]
+def _weight_dots(layer: _Layer, segments: Tensor | None, rows: int, D: Tensor) -> Tensor:
+    return by_row(_affine(layer, D, None)[4], segments, rows)
 
 
-def _bias_dots(layer: _Layer, D: Tensor) -> Tensor:
-    return _affine(_Layer(layer.b, None, channels_first=layer.channels_first), None, D)[5]
+def _bias_dots(layer: _Layer, segments: Tensor | None, rows: int, D: Tensor) -> Tensor:
+    bias = _Layer(layer.b, None, channels_first=layer.channels_first)
+    return by_row(_affine(bias, None, D)[5], segments, rows)
+
+
+def _apply(function: Any, module: Any, x: Tensor, *options: Any, bias: bool = True) -> Tensor:
+    """One of the functions above, with the module's parameters and what scores them."""
+    tap = tap_of(module)
+    tap.note_dtype(x.dtype)
+    shift = module.bias if bias else None
+    scoring = tap.scoring(tap.slot("weight"), tap.slot("bias"))
+    return function.apply(x, tap.trained(module.weight), tap.trained(shift), *options, *scoring)  # type: ignore[no-any-return]
 
 
 def layer_norm_forward(module: nn.LayerNorm, x: Tensor) -> Tensor:
     """nn.LayerNorm.forward, tapped."""
-    taps = taps_of(module)
-    taps.check_samples(x, "LayerNorm")
+    tap_of(module).check_samples(x, "LayerNorm")
     if autocast_dtype(x) and x.device.type == "cuda":  # autocast runs layer_norm in float32 there, not on the CPU
         x = x.float()
-    return _LayerNorm.apply(x, module.weight, module.bias, module, taps)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_LayerNorm, module, x, module.normalized_shape, module.eps)
 
 
 def group_norm_forward(module: nn.GroupNorm, x: Tensor) -> Tensor:
     """nn.GroupNorm.forward, tapped."""
-    taps_of(module).check_samples(x, "GroupNorm")
+    _check_channels(module, x)
     if autocast_dtype(x) and x.device.type == "cuda":  # autocast runs group_norm in float32 there, not on the CPU
         x = x.float()
-    return _group_norm(module, x, module.num_groups)
+    return _apply(_GroupNorm, module, x, module.num_groups, module.eps)
 
 
 def instance_norm_forward(module: Any, x: Tensor) -> Tensor:
     """nn.InstanceNorm1d's, 2d's and 3d's forward, tapped; running statistics are read and written by torch itself."""
-    name = type(module).__name__
-    taps_of(module).check_samples(x, name)
+    _check_channels(module, x)
     module._check_input_dim(x)
     if x.dim() == module._get_no_batch_dim():
-        raise ValueError(f"{name}: expected an input with a sample axis, (B, C, ...), got {tuple(x.shape)}")
+        raise ValueError(
+            f"{type(module).__name__}: expected an input with a sample axis, (B, C, ...), got {tuple(x.shape)}"
+        )
     if not module.track_running_stats and math.prod(x.shape[2:]) != 1:  # torch refuses a space of one below
-        return _group_norm(module, x, module.num_features)
+        return _apply(_GroupNorm, module, x, module.num_features, module.eps)
     of_input = module.training or not module.track_running_stats
     running = (module.running_mean, module.running_var)
     xhat = F.instance_norm(x, *running, None, None, of_input, module.momentum or 0.0, module.eps)
-    return _ChannelScale.apply(xhat, module.weight, module.bias, module, taps_of(module))  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_ChannelScale, module, xhat)
 
 
-def _group_norm(module: Any, x: Tensor, groups: int) -> Tensor:
-    weight, bias, taps = module.weight, module.bias, taps_of(module)
-    return _GroupNorm.apply(x, weight, bias, groups, module.eps, module, taps)  # type: ignore[no-any-return, no-untyped-call]
+def _check_channels(module: nn.Module, x: Tensor) -> None:
+    tap, name = tap_of(module), type(module).__name__
+    if tap.segments is not None:
+        raise ValueError(f"{name}: normalises over positions, so packed documents share its statistics: exclude it")
+    tap.check_samples(x, name)
 
 
 def rms_norm_forward(module: nn.RMSNorm, x: Tensor) -> Tensor:
     """nn.RMSNorm.forward, tapped."""
-    taps = taps_of(module)
-    taps.check_samples(x, "RMSNorm")
+    tap_of(module).check_samples(x, "RMSNorm")
     normalised = F.rms_norm(x, module.normalized_shape, None, module.eps)
-    return _Scale.apply(normalised, module.weight, 0.0, module, taps)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_Scale, module, normalised, 0.0, bias=False)
 
 
 def llama_norm_forward(module: Any, x: Tensor) -> Tensor:
@@ -225,12 +245,10 @@ def gemma_norm_forward(module: Any, x: Tensor) -> Tensor:
 
 
 def _written_out_norm(module: Any, x: Tensor, offset: float) -> Tensor:
-    taps = taps_of(module)
-    taps.check_samples(x, type(module).__name__)
+    tap_of(module).check_samples(x, type(module).__name__)
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     wide = x.float() if x.dtype != torch.float64 else x
     normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     if offset:
-        y: Tensor = _Scale.apply(normalised, module.weight, offset, module, taps)  # type: ignore[no-untyped-call]
-        return y.type_as(x)
-    return _Scale.apply(normalised.to(x.dtype), module.weight, 0.0, module, taps)  # type: ignore[no-any-return, no-untyped-call]
+        return _apply(_Scale, module, normalised, offset, bias=False).type_as(x)
+    return _apply(_Scale, module, normalised.to(x.dtype), 0.0, bias=False)

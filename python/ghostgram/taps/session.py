@@ -5,7 +5,8 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,81 @@ if TYPE_CHECKING:
 
 Contraction = Callable[[Tensor], Tensor]
 """From directions (K, *parameter shape) to the dots (B, K) of every sample's gradient with them."""
+
+
+Kept = list[tuple[nn.Parameter, Contraction]]
+"""What layers keep of a backward for want of directions: each use's parameter and contraction."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter of a tapped layer, as the layer's backward sees it while a step is scored.
+
+    A layer's backward returns the dots as the gradient of `probe`, an input of its autograd.Function that nothing
+    reads. So autograd adds up the uses of a tied or reused parameter itself, and a compiled graph has no side effect.
+    """
+
+    directions: Tensor | None = None
+    """(K, *shape) to contract with; None when the parameter is not scored or its directions come later."""
+    probe: Tensor | None = None
+    """(rows, K) of zeros, whose gradient the dots are; None where there are no directions."""
+    parameter: nn.Parameter | None = None
+    """The parameter scored, as the optimizer knows it; None when it is not scored."""
+
+    def part(self, start: int, stop: int) -> Slot:
+        """The slot of the parameter's rows start to stop."""
+        return self if self.directions is None else replace(self, directions=self.directions[:, start:stop])
+
+
+_EMPTY = Slot()
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What a tapped module's forward finds at `module._ghostgram`."""
+
+    taps: Taps
+    batch: int
+    """The first dimension of every layer's input."""
+    segments: Tensor | None
+    """(batch, T) row of each position where a row of dots is a document; None where it is a sample."""
+    rows: int
+    """The rows of dots: samples, or documents."""
+    slots: Mapping[str, Slot]
+    late: bool
+    """Whether directions come later, so that layers keep what a contraction needs."""
+    gradients: bool
+    """Whether backward computes the parameters' own gradients."""
+
+    def slot(self, name: str) -> Slot:
+        """The slot of the module's parameter of that name."""
+        return self.slots.get(name, _EMPTY)
+
+    def scoring(self, weight: Slot, bias: Slot = _EMPTY) -> tuple[Any, ...]:
+        """What scores a layer's two parameters: the last seven arguments of its autograd.Function."""
+        later = (self, weight, bias) if self.late else None
+        return weight.directions, weight.probe, bias.directions, bias.probe, self.segments, self.rows, later
+
+    def check_samples(self, x: Tensor, layer: str) -> None:
+        """Raises unless the first dimension of a layer's input is the sample (and, in packed rows, the second T)."""
+        if x.dim() < 2 or x.shape[0] != self.batch:
+            raise ValueError(
+                f"{layer}: expected an input whose first dimension is the sample ({self.batch}), got {tuple(x.shape)}"
+            )
+        if self.segments is not None and (x.dim() < 3 or x.shape[1] != self.segments.shape[1]):
+            raise ValueError(
+                f"{layer}: packed documents need an input (samples, positions, ...) with {self.segments.shape[1]} "
+                f"positions, got {tuple(x.shape)}"
+            )
+
+    def trained(self, parameter: Tensor | None) -> Tensor | None:
+        """A parameter as the layer should take it: detached where scores alone are wanted."""
+        return parameter if parameter is None or self.gradients else parameter.detach()
+
+    def note_dtype(self, dtype: torch.dtype) -> None:
+        """Remembers that the gradients of this module's parameters pass through a 16-bit dtype."""
+        if dtype.itemsize == 2 and not torch.compiler.is_compiling():
+            self.taps.rounded.update(slot.parameter for slot in self.slots.values() if slot.parameter is not None)
 
 
 class Taps:
@@ -31,104 +107,149 @@ class Taps:
 
     def __init__(self, coverage: Coverage, dots_needed: Sequence[nn.Parameter]) -> None:
         self._modules = coverage.tapped
-        self._scored = set(dots_needed)
-        self._directions: Mapping[nn.Parameter, Tensor] | None = None
-        self._batch = 0
-        self._open = False
+        scored = set(dots_needed)
+        self._parameters = {
+            module: {n: p for n, p in module.named_parameters(recurse=False) if p in scored}
+            for module, _ in self._modules
+        }
+        self._scored = list(dict.fromkeys(p for named in self._parameters.values() for p in named.values()))
         self._dots: dict[nn.Parameter, Tensor] = {}
-        self._late: list[tuple[nn.Parameter, Contraction]] = []
+        self._kept: Kept = []
+        self._open = False
         self.rounded: set[nn.Parameter] = set()
         """Parameters whose gradient passed through a 16-bit dtype."""
 
     @contextmanager
-    def samples(self, batch: int, directions: Mapping[nn.Parameter, Tensor] | None) -> Iterator[None]:
+    def samples(
+        self,
+        batch: int,
+        directions: Mapping[nn.Parameter, Tensor] | None,
+        *,
+        segments: Tensor | None = None,
+        documents: int = 0,
+        gradients: bool = True,
+    ) -> Iterator[None]:
         """Scores the backward passes inside, whose layer inputs have `batch` samples in their first dimension.
 
         Args:
             batch: The number of samples B.
             directions: parameter -> (K, *shape), in the parameter's accumulation dtype. None when they are not known
                 yet: every layer's (a, b) is then kept until `contract`.
+            segments: (B, T) integers: the document, 0 to documents - 1, of each position; a row of dots is then a
+                document's, by position. Negative for positions of no document.
+            documents: The number of documents in `segments`.
+            gradients: Whether backward also computes the parameters' own gradients.
         """
-        self._batch, self._directions, self._open = batch, directions, True
-        self._dots, self._late = {}, []
+        rows = batch if segments is None else documents
+        probes: dict[nn.Parameter, Tensor] = {}
+        self._kept, self._open = [], True
+        if directions is not None:
+            probes = self._make_probes(directions, rows)
         try:
             for module, forward in self._modules:
-                module._ghostgram_taps = self  # type: ignore[assignment]
+                slots = {
+                    name: Slot(None if directions is None else directions[p], probes.get(p), p)
+                    for name, p in self._parameters[module].items()
+                    if directions is None or p in probes
+                }
+                tap = Tap(self, batch, segments, rows, slots, directions is None, gradients)
+                module._ghostgram = tap  # type: ignore[assignment]
                 module.forward = types.MethodType(forward, module)
             yield
         finally:
-            self._open, self._directions = False, None  # directions are as large as the model: let them go
+            self._open = False
             for module, _ in self._modules:
-                del module.forward, module._ghostgram_taps
+                vars(module).pop("forward", None)
+                vars(module).pop("_ghostgram", None)
 
     def dots(self) -> dict[nn.Parameter, Tensor]:
-        """parameter -> (B, K) of the last `samples`; a parameter that no backward reached is absent."""
+        """parameter -> (rows, K) of the last `samples`; zero for a parameter that no backward reached."""
         return self._dots
 
-    def kept(self) -> list[tuple[nn.Parameter, Contraction]]:
+    def kept(self) -> Kept:
         """Hands over what the last `samples` kept for want of directions; see `contract`."""
-        kept, self._late = self._late, []
+        kept, self._kept = self._kept, []
         return kept
 
-    @staticmethod
-    def contract(
-        kept: list[tuple[nn.Parameter, Contraction]], directions: Mapping[nn.Parameter, Tensor]
-    ) -> dict[nn.Parameter, Tensor]:
-        """The dots of layers kept by a `samples` without directions."""
-        dots: dict[nn.Parameter, Tensor] = {}
-        for parameter, contraction in kept:
-            _accumulate(dots, parameter, contraction(directions[parameter]))
-        return dots
+    def keep(self, parameter: nn.Parameter | None, later: Contraction) -> None:
+        """Called by a layer's backward: keeps one use of a parameter, if it is scored, for `contract`."""
+        self._check_open()
+        if parameter is not None:
+            self._kept.append((parameter, later))
 
-    # What tapped layers call. -------------------------------------------------------------------------------------
+    def _make_probes(self, directions: Mapping[nn.Parameter, Tensor], rows: int) -> dict[nn.Parameter, Tensor]:
+        """A probe for each scored parameter; its gradient, where autograd adds the dots up, is there from the start."""
 
-    @property
-    def batch(self) -> int:
-        """The number of samples of the open step."""
-        return self._batch
+        def check_open(grad: Tensor) -> Tensor:
+            self._check_open()
+            return grad
 
-    def check_samples(self, x: Tensor, layer: str) -> None:
-        """Raises unless the first dimension of a layer's input is the sample."""
-        if x.dim() < 2 or x.shape[0] != self._batch:
-            raise ValueError(
-                f"{layer}: expected an input whose first dimension is the sample ({self._batch}), got {tuple(x.shape)}"
-            )
+        probes, self._dots = {}, {}
+        for parameter in self._scored:
+            if (D := directions.get(parameter)) is None:
+                continue
+            probe = torch.zeros(rows, D.shape[0], dtype=D.dtype, device=D.device)
+            self._dots[parameter] = probe.grad = torch.zeros_like(probe)
+            probes[parameter] = probe.requires_grad_()
+            probe.register_hook(check_open)  # type: ignore[no-untyped-call]
+        return probes
 
-    def directions(self, parameter: nn.Parameter | None) -> Tensor | None:
-        """The directions to contract with right now: None when the parameter is not scored, or they come later."""
-        if parameter not in self._scored:
-            return None
+    def _check_open(self) -> None:
         if not self._open:
             raise RuntimeError(
                 "backward ran after its scoring step was closed: call it inside `with shapley.step(...)`"
             )
-        return None if self._directions is None else self._directions.get(parameter)
 
-    def add(self, parameter: nn.Parameter, grad: Tensor, dots: Tensor | None, later: Contraction) -> None:
-        """Books one use of a parameter: its dots if they could be taken, else the contraction that will take them.
-
-        `grad` is the gradient at the layer's output, whose dtype tells how exactly the use's `.grad` is kept.
-        """
-        if parameter not in self._scored:
-            return
-        if grad.dtype.itemsize == 2:
-            self.rounded.add(parameter)
-        if self._directions is None:
-            self._late.append((parameter, later))
-        elif dots is not None:
-            _accumulate(self._dots, parameter, dots)
+    @staticmethod
+    def contract(kept: Kept, directions: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """The dots of layers kept by a `samples` without directions."""
+        dots: dict[nn.Parameter, Tensor] = {}
+        for parameter, contraction in kept:
+            if parameter in directions:
+                more = contraction(directions[parameter])
+                dots[parameter] = dots[parameter] + more if parameter in dots else more
+        return dots
 
 
-def _accumulate(dots: dict[nn.Parameter, Tensor], parameter: nn.Parameter, more: Tensor) -> None:
-    if parameter in dots:
-        dots[parameter] += more
-    else:
-        dots[parameter] = more
+def tap_of(module: nn.Module) -> Tap:
+    """The tap that a tapped forward belongs to."""
+    return module._ghostgram  # type: ignore[return-value]
 
 
-def taps_of(module: nn.Module) -> Taps:
-    """The taps that a tapped forward belongs to."""
-    return module._ghostgram_taps  # type: ignore[return-value]
+# What a tapped layer's autograd.Function does with the arguments of `Tap.scoring`. ---------------------------------
+
+
+def save_scoring(ctx: Any, scoring: tuple[Any, ...], *tensors: Tensor | None) -> None:
+    """Saves a layer's tensors and, behind them, the directions of weight and bias and the segments.
+
+    A backward must read `ctx.saved_tensors` once only: checkpointing refuses a second time.
+    """
+    D_weight, _, D_bias, _, segments, ctx.rows, ctx.later = scoring
+    ctx.save_for_backward(*tensors, D_weight, D_bias, segments)
+
+
+def keep(ctx: Any, of_weight: Contraction, of_bias: Contraction | None = None) -> None:
+    """Keeps the contractions of one use of weight and bias, if their directions come later."""
+    if ctx.later is not None:
+        tap, weight, bias = ctx.later
+        tap.taps.keep(weight.parameter, of_weight)
+        if of_bias is not None:
+            tap.taps.keep(bias.parameter, of_bias)
+
+
+def scores(dots_weight: Tensor | None, dots_bias: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """The gradients of the arguments of `Tap.scoring`: dots for probes, nothing for the others."""
+    return None, dots_weight, None, dots_bias, None, None, None
+
+
+def by_row(dots: Tensor, segments: Tensor | None, rows: int) -> Tensor:
+    """The dots of positions, (B T, K), added up by document; the dots of samples as they are."""
+    if segments is None:
+        return dots
+    target = segments.reshape(-1).long()
+    # Positions of no document go to a row that is cut off: no mask, whose size would depend on the data.
+    summed = dots.new_zeros(rows + 1, dots.shape[1]).index_add(0, torch.where(target < 0, rows, target), dots)
+    return summed[:rows]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

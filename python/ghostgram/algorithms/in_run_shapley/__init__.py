@@ -4,13 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ghostgram.algorithms.in_run_shapley.audit import AuditError
     from ghostgram.algorithms.in_run_shapley.engine import InRunShapley
     from ghostgram.algorithms.in_run_shapley.run import ShapleyResult, in_run_shapley
+    from ghostgram.algorithms.in_run_shapley.validation import RotatingPool
 
-# Valuing needs torch; reading a log (`reading`, `aggregate`) does not.
-_HOMES = {"InRunShapley": "engine", "ShapleyResult": "run", "in_run_shapley": "run"}
+# Valuing needs torch; reading a log (`reading`, `aggregate`, `timeline`) does not.
+_HOMES = {
+    "AuditError": "audit",
+    "InRunShapley": "engine",
+    "RotatingPool": "validation",
+    "ShapleyResult": "run",
+    "in_run_shapley": "run",
+}
 
-__all__ = ["InRunShapley", "ShapleyResult", "in_run_shapley"]
+__all__ = ["AuditError", "InRunShapley", "RotatingPool", "ShapleyResult", "in_run_shapley"]
 
 
 def __getattr__(name: str) -> Any:
