@@ -13,7 +13,7 @@ pa = pytest.importorskip("pyarrow")
 pytest.importorskip("matplotlib")
 import pyarrow.parquet as pq  # noqa: E402
 
-from ghostgram.algorithms.in_run_shapley import aggregate, log, timeline  # noqa: E402
+from ghostgram.algorithms.in_run_shapley import aggregate, ledger, log, timeline  # noqa: E402
 from ghostgram.algorithms.in_run_shapley.reading import LogError, open_log  # noqa: E402
 from ghostgram.cli.app import app  # noqa: E402
 
@@ -23,32 +23,33 @@ METADATA = {"optimizer": "AdamW", "excluded": "[]"}
 
 def write_steps(folder, rank, columns):
     """One rank's part of a log, in flushes of 10 steps."""
-    table = log.PartedTable(log.step_schema(list(SETS), METADATA), folder / "steps" / rank, False)
+    table = log.PartedTable(log.step_schema(list(SETS), False, False, METADATA), folder / "steps" / rank, False)
     for start in range(0, STEPS, 10):
         rows = (columns["step"] >= start) & (columns["step"] < start + 10)
-        constant = {"microbatch": 0, "clip": 1.0, "order": 1, "v_state": "pre"}
+        constant = {"microbatch": 0, "clip": 1.0, "order": 1, "v_state": "pre", "g_val_age": 0, "rank": 0}
         table.append({name: [each] * int(rows.sum()) for name, each in constant.items()}
                      | {name: column[rows].tolist() for name, column in columns.items()})  # fmt: skip
         table.flush()
 
 
-def write_ledger(folder, generator):
-    """A ledger that measures every second step; returns measured and residual (steps, sets), NaN where unknown."""
-    predicted, measured = generator.normal(-1, 0.1, (STEPS, 2)), generator.normal(-0.8, 0.1, (STEPS, 2))
-    measured[1::2] = np.nan
-    residual = measured - predicted
+def write_ledger(folder, generator, refresh):
+    """A ledger as of validation gradients that serve `refresh` steps each; returns predictions and measurements."""
+    predicted = generator.normal(-1, 0.1, (STEPS, 2))
+    losses = 50 - np.cumsum(generator.normal(0.8, 0.1, (STEPS + 1, 2)), 0)
+    cumulative = losses[1:] - losses[0] - np.cumsum(predicted, 0)
     table = log.PartedTable(log.ledger_schema(METADATA), folder / "ledger", False)
     for step in range(STEPS):
-        null = [None, None]
-        row = {name: null for name in table._schema.names}
+        row = {name: [None, None] for name in table._schema.names}
         row |= {"step": [step] * 2, "set": list(SETS), "predicted": predicted[step].tolist(),
                 "sum_phi": (predicted[step] + 0.25).tolist(), "history": [-0.25] * 2, "uncovered": [0.0] * 2,
-                "skipped": [step == SKIPPED] * 2}  # fmt: skip
-        if step % 2 == 0:
-            row |= {"measured": measured[step].tolist(), "residual": residual[step].tolist()}
+                "skipped": [step == SKIPPED] * 2, "audit": [step / 100 if step % 10 == 5 else None] * 2}  # fmt: skip
+        if step % refresh == 0:
+            row["l_before"] = losses[step].tolist()
+        if (step + 1) % refresh == 0:
+            row |= {"l_after": losses[step + 1].tolist(), "cumulative_residual": cumulative[step].tolist()}
         table.append(row)
     table.flush()
-    return predicted, measured, residual
+    return predicted, np.diff(losses[::refresh], axis=0)
 
 
 @pytest.fixture(params=["one rank", "two ranks"])
@@ -69,7 +70,7 @@ def run(request, tmp_path):
         columns.append(mine)
         write_steps(tmp_path / "log", f"rank-{rank:05d}" if ranks > 1 else "", mine)
     together = {name: np.concatenate([mine[name] for mine in columns]) for name in columns[0]}
-    return tmp_path / "log", together, write_ledger(tmp_path / "log", generator)
+    return tmp_path / "log", together, write_ledger(tmp_path / "log", generator, refresh=4 if ranks > 1 else 1)
 
 
 def sums(columns, name, rows):
@@ -159,11 +160,11 @@ def test_bad_sources_are_named(run, tmp_path, name, text, complaint):
 
 @pytest.mark.parametrize("bins", [1, 7, 200])
 def test_stretches_cover_the_run_and_add_up(run, sources, bins):
-    folder, columns, (_, measured, residual) = run
+    folder, columns, (predicted, measured) = run
     opened = open_log(folder)
     course = timeline.values_over_time(opened, STEPS, bins)
     growth = timeline.sources_over_time(opened, aggregate.by_sample(opened, sources[0]), STEPS, bins)
-    ledger = timeline.ledger_over_time(opened, STEPS, bins)
+    sums_of_ledger = ledger.ledger_over_time(opened, STEPS, bins)
     for k, name in enumerate(SETS):
         rows = [row for row in course.to_pylist() if row["set"] == name]
         covered = [step for row in rows for step in range(row["first_step"], row["last_step"] + 1)]
@@ -181,13 +182,15 @@ def test_stretches_cover_the_run_and_add_up(run, sources, bins):
             assert quantiles[-1] <= value.max()
             of_sources = [r for r in growth.to_pylist() if (r["set"], r["first_step"]) == (name, row["first_step"])]
             assert sum(r["value"] for r in of_sources) == pytest.approx(value.sum(), rel=1e-12)
-        total = timeline.ledger_totals(ledger, name)
-        assert (total.steps, total.skipped, total.measured_steps) == (STEPS, 1, STEPS // 2)
-        assert total.measured == pytest.approx(np.nansum(measured[:, k]))
-        assert total.residual == pytest.approx(np.nansum(residual[:, k]))
-        assert total.history == pytest.approx(-0.25 * STEPS)
-        rms = np.sqrt(np.nanmean(residual[:, k] ** 2) / np.nanmean(measured[:, k] ** 2))
-        assert total.relative_residual == pytest.approx(rms)
+        total = ledger.ledger_totals(sums_of_ledger, name)
+        assert (total.steps, total.skipped, total.measurements) == (STEPS, 1, len(measured))
+        assert total.measured == pytest.approx(measured[:, k].sum())
+        assert total.predicted == pytest.approx(predicted[:, k].sum())
+        assert (total.history, total.uncovered) == (pytest.approx(-0.25 * STEPS), 0)
+        residual = measured[:, k] - predicted[:, k].reshape(len(measured), -1).sum(1)
+        assert total.residual == pytest.approx(residual.sum())
+        assert total.relative_residual == pytest.approx(np.sqrt(np.mean(residual**2) / np.mean(measured[:, k] ** 2)))
+        assert (total.audits, total.worst_audit) == (4, 0.35)
 
 
 def table_of(values):
@@ -227,7 +230,7 @@ def test_tables_figures_and_files(run, sources, tmp_path):
     assert result.exit_code == 0, result.output
     for word in (
         *("Values", "Sources, judged by prose", 'web, "dirty"', "unknown", "3 samples are not named", "AdamW"),
-        *("Most helpful and most harmful samples, judged by code", "RMS of residual", "20 of 40"),
+        *("Most helpful and most harmful samples, judged by code", "RMS of residual", "of 40 steps", "3.5e-01 of 4"),
     ):
         assert word in result.output, word
     assert pq.read_table(out / "samples.parquet").equals(aggregate.by_sample(open_log(folder), sources[0]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostgram._files import whole_file
-from ghostgram.algorithms.in_run_shapley import aggregate, timeline
+from ghostgram.algorithms.in_run_shapley import aggregate, ledger, timeline
 from ghostgram.algorithms.in_run_shapley.reading import Log, open_log
 
 
@@ -29,7 +29,7 @@ class Findings:
     course: Any
     ledger: Any
     """None where no part of the ledger has been written yet, and so are its totals empty."""
-    totals: dict[str, timeline.LedgerTotals]
+    totals: dict[str, ledger.LedgerTotals]
     sources: Any
     """None without a file of sources, and so is `growth`."""
     growth: Any
@@ -65,7 +65,7 @@ def examine(folder: Path, sources: Path | None, top: int) -> Findings:
     samples = aggregate.by_sample(log, sources)
     steps = max(samples["last_step"].to_pylist(), default=-1) + 1
     ends = {name: aggregate.extremes(samples, name, top) for name in log.sets}
-    ledger = None if log.ledger is None else timeline.ledger_over_time(log, steps)
+    course = None if log.ledger is None else ledger.ledger_over_time(log, steps)
     by_source = None if sources is None else aggregate.by_source(samples, log.sets)
     return Findings(
         log=log,
@@ -77,8 +77,8 @@ def examine(folder: Path, sources: Path | None, top: int) -> Findings:
         best={name: best for name, (best, _) in ends.items()},
         worst={name: worst for name, (_, worst) in ends.items()},
         course=timeline.values_over_time(log, steps),
-        ledger=ledger,
-        totals={} if ledger is None else {name: timeline.ledger_totals(ledger, name) for name in log.sets},
+        ledger=course,
+        totals={} if course is None else {name: ledger.ledger_totals(course, name) for name in log.sets},
         sources=by_source,
         growth=None if sources is None else timeline.sources_over_time(log, samples, steps),
     )

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ghostgram.algorithms.in_run_shapley.ledger import LedgerTotals
 from ghostgram.cli.values import Findings
 
 MILLI = 1e3  # values of single samples are read in thousandths of a nat
@@ -111,9 +112,14 @@ def _ledger(found: Findings) -> Table:
     return _by_set("Ledger (change of the validation loss, nats)", found, {
         **sums,
         "RMS of residual / of measured": {name: f"{total.relative_residual:.1%}" for name, total in totals},
-        "steps measured": {name: f"{total.measured_steps:,} of {total.steps:,}" for name, total in totals},
+        "measurements": {name: f"{total.measurements:,} of {total.steps:,} steps" for name, total in totals},
         "steps skipped": {name: f"{total.skipped:,}" for name, total in totals},
+        "worst audit": {name: _audit(total) for name, total in totals},
     })  # fmt: skip
+
+
+def _audit(total: LedgerTotals) -> str:
+    return "none" if total.worst_audit is None else f"{total.worst_audit:.1e} of {total.audits:,}"
 
 
 def _milli(value: float | None) -> str:

@@ -113,7 +113,7 @@ def ledger(path: Path, table: pa.Table, sets: Sequence[str]) -> None:
 
     Args:
         path: The .svg or .png to write.
-        table: set, last_step, measured_rows, measured, predicted, residual.
+        table: set, last_step, measurements, measured, predicted, residual.
         sets: The validation sets.
     """
     with canvas(9.6, 3.6 * len(sets)) as figure:
@@ -128,8 +128,8 @@ def ledger(path: Path, table: pa.Table, sets: Sequence[str]) -> None:
             left.axhline(0, color=LIGHT["muted"], linewidth=0.8)
             left.set(title=f"Loss on {name}, accumulated change", xlabel="step", ylabel="nats", xlim=(0, None))
             left.legend(loc="best", handlelength=1.4)
-            known = _floats(mine, "measured_rows") > 0
-            # Where a measurement spans several steps, what it is to be compared with is not its own row's prediction.
+            known = _floats(mine, "measurements") > 0
+            # A measurement may span several steps, and so be of more than its own stretch's prediction.
             _identity(right, measured[known], (measured - residual)[known])
             right.set(title="Stretch by stretch", xlabel="measured change (nats)", ylabel="predicted change (nats)")
         save(figure, path)

@@ -1,18 +1,16 @@
-"""A log over time: how values are spread in every stretch of the run, and whether the ledger adds up there.
+"""A log over time: how values are spread in every stretch of the run, and which sources earned them.
 
 A run is cut into stretches of equally many steps, at most `bins` of them: the tables stay small however long it was.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ghostgram.algorithms.in_run_shapley.aggregate import BINS, QUANTILES
 from ghostgram.algorithms.in_run_shapley.reading import Log, grouped
-
-LEDGER_SUMS = ("measured", "predicted", "sum_phi", "history", "uncovered", "residual")
 
 
 def values_over_time(log: Log, steps: int, bins: int = BINS) -> Any:
@@ -49,7 +47,7 @@ def values_over_time(log: Log, steps: int, bins: int = BINS) -> Any:
             pa.table(
                 {
                     "set": pa.array([name] * len(found), pa.string()),
-                    **_ends(found["bin"], steps, bins),
+                    **ends(found["bin"], steps, bins),
                     "rows": found[f"v{k}_count"],
                     "value": found[f"v{k}_sum"],
                     "negative": found[f"n{k}_mean"],
@@ -86,82 +84,12 @@ def sources_over_time(log: Log, samples: Any, steps: int, bins: int = BINS) -> A
             {
                 "set": pa.array([name] * len(found), pa.string()),
                 "source": found["source"],
-                **_ends(found["bin"], steps, bins),
+                **ends(found["bin"], steps, bins),
                 "rows": found[f"v{k}_count"],
                 "value": found[f"v{k}_sum"],
             }
         )
         for k, name in enumerate(log.sets)
-    )
-
-
-def ledger_over_time(log: Log, steps: int, bins: int = BINS) -> Any:
-    """The ledger's sums over every stretch of the run.
-
-    Returns:
-        A pyarrow.Table: set, first_step, last_step, rows, skipped (how many), measured_rows (how many have a
-        measurement: none between two refreshes of the validation gradient), the sums of measured, predicted, sum_phi,
-        history, uncovered and residual (0 where none is known), and measured_squares and residual_squares.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    wide = pa.float64()
-    columns = {name: pc.field(name) for name in LEDGER_SUMS}
-    columns |= {f"{name}2": pc.multiply(pc.field(name), pc.field(name)) for name in ("measured", "residual")}
-    columns |= {"skipped": pc.field("skipped").cast(pa.int64()), "step": pc.field("step")}
-    none_is_0 = pc.ScalarAggregateOptions(min_count=0)
-    measures = [(name, "sum", none_is_0) for name in columns if name != "step"]
-    measures += [("step", "count", None), ("measured", "count", None)]
-    read = ["step", "set", "skipped", *LEDGER_SUMS]
-    keys = {"set": pc.field("set"), "bin": _bin(steps, bins)}
-    found = grouped(log.ledger, keys, columns, measures, read=read)
-    return pa.table(
-        {
-            "set": found["set"],
-            **_ends(found["bin"], steps, bins),
-            "rows": found["step_count"],
-            "skipped": found["skipped_sum"],
-            "measured_rows": found["measured_count"],
-            **{name: found[f"{name}_sum"].cast(wide) for name in LEDGER_SUMS},
-            "measured_squares": found["measured2_sum"],
-            "residual_squares": found["residual2_sum"],
-        }
-    )
-
-
-@dataclass(frozen=True)
-class LedgerTotals:
-    """One validation set's ledger over the whole run, in nats."""
-
-    steps: int
-    skipped: int
-    """Steps that the optimizer did not take (a GradScaler's)."""
-    measured_steps: int
-    measured: float
-    predicted: float
-    sum_phi: float
-    history: float
-    uncovered: float
-    residual: float
-    """Cumulative drift: what was measured less what was predicted, added up."""
-    relative_residual: float
-    """RMS of the residual over RMS of the measured change: the error bar of the values. NaN if nothing was measured."""
-
-
-def ledger_totals(table: Any, name: str) -> LedgerTotals:
-    """Adds up the rows of `ledger_over_time`'s table that belong to one set."""
-    import pyarrow.compute as pc
-
-    mine = table.filter(pc.equal(table["set"], name))
-    total = {column: pc.sum(mine[column], min_count=0).as_py() for column in mine.column_names if column != "set"}
-    squares = total["measured_squares"]
-    return LedgerTotals(
-        steps=total["rows"],
-        skipped=total["skipped"],
-        measured_steps=total["measured_rows"],
-        **{column: float(total[column]) for column in LEDGER_SUMS},
-        relative_residual=math.sqrt(total["residual_squares"] / squares) if squares else math.nan,
     )
 
 
@@ -172,8 +100,7 @@ def _bin(steps: int, bins: int) -> Any:
     return pc.divide(pc.multiply(pc.field("step").cast(pa.int64()), min(bins, steps)), steps)
 
 
-def _ends(bin_: Any, steps: int, bins: int) -> dict[str, Any]:
-    """first_step and last_step of every stretch."""
-    bins = min(bins, steps)
-    number = bin_.to_numpy()
+def ends(bin_: Any, steps: int, bins: int) -> dict[str, Any]:
+    """first_step and last_step of the stretches of these numbers."""
+    bins, number = min(bins, steps), np.asarray(bin_)
     return {"first_step": -(-number * steps // bins), "last_step": -(-(number + 1) * steps // bins) - 1}
