@@ -64,10 +64,11 @@ def model():
     return language_model("gpt2", torch.float32)
 
 
-def plain_loop(model, log, bf16=False, **settings):
+def plain_loop(model, log, optim="adamw_torch", bf16=False, **settings):
     """The same run, written out: the batches of a Trainer's log, its denominators, clipping and schedule."""
     by_id = {sample["id"]: sample for sample in samples()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+    kind = {"sgd": torch.optim.SGD, "adamw_torch": torch.optim.AdamW}[optim]
+    optimizer = kind(model.parameters(), lr=LR, weight_decay=0.0)
     steps = int(log["step"].to_numpy().max()) + 1
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     autocast = lambda: torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()  # noqa: E731
@@ -118,20 +119,22 @@ def assert_same_values(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
-@pytest.mark.parametrize("settings", [{}, {"v_state": "post"}, {"order": 2}], ids=["order 1", "post", "order 2"])
-def test_values_are_those_of_a_plain_loop(model, trainer, settings, bf16):
+@pytest.mark.parametrize(
+    ("settings", "optim"), [({}, "sgd"), ({"v_state": "post"}, "adamw_torch"), ({"order": 2}, "adamw_torch")]
+)
+def test_values_are_those_of_a_plain_loop(model, trainer, settings, optim, bf16):
     """With accumulation, a last step of one microbatch, clipping, a schedule, and evaluation between steps."""
     trained, twin, untouched = (copy.deepcopy(model) for _ in range(3))
     shapley = InRunShapleyCallback(validation, **settings)
-    valued = trainer(trained, bf16=bf16, eval_strategy="steps", eval_steps=1)
+    valued = trainer(trained, optim=optim, bf16=bf16, eval_strategy="steps", eval_steps=1)
     shapley.attach(valued)
     valued.train()
     log = shapley.engine.step_log()
     assert sorted(log["sample_id"].to_pylist()) == sorted([sample["id"] for sample in samples()] * 2)
     assert log["microbatch"].to_pylist().count(1) == 16
     assert 0 < min(log["clip"].to_pylist()) < 1
-    assert_same_values(shapley.engine, plain_loop(twin, log, bf16, **settings))
-    trainer(untouched, bf16=bf16).train()
+    assert_same_values(shapley.engine, plain_loop(twin, log, optim, bf16, **settings))
+    trainer(untouched, optim=optim, bf16=bf16).train()
     for p, q in zip(trained.parameters(), untouched.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=2e-5 if not bf16 else 2e-3)
 
