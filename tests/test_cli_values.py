@@ -219,6 +219,32 @@ def test_spread_of_nothing(values):
     assert spread.gini == 0 or np.isnan(spread.gini)
 
 
+def test_orders_are_compared_where_both_are_logged(run, tmp_path):
+    generator = np.random.default_rng(0)
+    second = generator.normal(size=(50, 2))
+    first = second + 0.1 * generator.normal(size=(50, 2))
+    table = log.PartedTable(log.step_schema(list(SETS), True, True, METADATA), tmp_path / "both/steps", False)
+    constant = {"microbatch": 0, "clip": 1.0, "order": 2, "v_state": "post", "g_val_age": 0, "rank": 0, "lr": 0.1}
+    rows = {name: [each] * 51 for name, each in constant.items()}
+    rows |= {"step": range(51), "sample_id": range(51), "skipped": [False] * 50 + [True]}
+    for k, name in enumerate(SETS):
+        rows |= {f"phi_{name}": [*second[:, k], 0.0], f"phi1_{name}": [*first[:, k], 0.0]}
+    table.append(rows)
+    table.flush()
+    opened = open_log(tmp_path / "both")
+    assert opened.sets == SETS
+    for k, name in enumerate(SETS):
+        gap = aggregate.order_gap(opened, name)
+        assert gap.correlation == pytest.approx(np.corrcoef(second[:, k], first[:, k])[0, 1])
+        assert gap.relative_norm == pytest.approx(
+            np.linalg.norm(second[:, k] - first[:, k]) / np.linalg.norm(second[:, k])
+        )
+    result = invoke(tmp_path / "both")
+    assert "order 1 against 2, correlation" in result.output
+    assert aggregate.order_gap(open_log(run[0]), "prose") is None
+    assert "order 1 against 2" not in invoke(run[0]).output
+
+
 def invoke(*arguments):
     return CliRunner().invoke(app, ["values", *map(str, arguments)], env={"COLUMNS": "120"})
 

@@ -24,6 +24,8 @@ class Findings:
     unknown: int
     """Samples that the file of sources does not name; 0 without such a file."""
     spreads: dict[str, aggregate.Spread]
+    gaps: dict[str, aggregate.OrderGap | None]
+    """None where the run did not log both orders."""
     best: dict[str, Any]
     worst: dict[str, Any]
     course: Any
@@ -47,6 +49,7 @@ class Findings:
             "sets": {
                 name: {
                     **dataclasses.asdict(self.spreads[name]),
+                    "orders": None if (gap := self.gaps[name]) is None else dataclasses.asdict(gap),
                     "best": self.best[name].to_pylist(),
                     "worst": self.worst[name].to_pylist(),
                     "ledger": dataclasses.asdict(self.totals[name]) if self.totals else None,
@@ -74,6 +77,7 @@ def examine(folder: Path, sources: Path | None, top: int) -> Findings:
         samples=samples,
         unknown=samples["source"].to_pylist().count(aggregate.UNKNOWN),
         spreads={name: aggregate.spread(samples, name) for name in log.sets},
+        gaps={name: aggregate.order_gap(log, name) for name in log.sets},
         best={name: best for name, (best, _) in ends.items()},
         worst={name: worst for name, (_, worst) in ends.items()},
         course=timeline.values_over_time(log, steps),

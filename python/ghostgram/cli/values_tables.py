@@ -61,6 +61,10 @@ def _spreads(found: Findings) -> Table:
         f"{label}, millinats": {name: _milli(spread.quantiles.get(key)) for name, spread in spreads}
         for label, key in (("lowest 5 % below", "0.05"), ("median", "0.5"), ("highest 5 % above", "0.95"))
     }
+    gaps = {
+        "order 1 against 2, correlation": {name: f"{gap.correlation:.4f}" for name, gap in found.gaps.items() if gap},
+        "|phi2 - phi1| / |phi2|": {name: f"{gap.relative_norm:.1%}" for name, gap in found.gaps.items() if gap},
+    }
     return _by_set("Values", found, {
         "total, nats": {name: f"{spread.total:+.4g}" for name, spread in spreads},
         "mean of a sample, millinats": {name: _milli(spread.mean) for name, spread in spreads},
@@ -68,6 +72,7 @@ def _spreads(found: Findings) -> Table:
         "samples below 0": {name: f"{spread.negative:.1%}" for name, spread in spreads},
         "Gini of |value|": {name: f"{spread.gini:.3f}" for name, spread in spreads},
         "of all |value|, the top 1 % hold": {name: f"{spread.top_percent:.1%}" for name, spread in spreads},
+        **{label: cells for label, cells in gaps.items() if cells},
     })  # fmt: skip
 
 

@@ -6,6 +6,7 @@ taken in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,34 @@ def extremes(samples: Any, name: str, count: int) -> tuple[Any, Any]:
     best = finite[np.lexsort((ids[finite], -value[finite]))[:count]]
     worst = finite[np.lexsort((ids[finite], value[finite]))[:count]]
     return samples.take(best), samples.take(worst)
+
+
+@dataclass(frozen=True)
+class OrderGap:
+    """First-order against second-order phi of every row of a log that holds both."""
+
+    correlation: float
+    relative_norm: float
+    """|phi2 - phi1| / |phi2|, over all rows."""
+
+
+def order_gap(log: Log, name: str) -> OrderGap | None:
+    """What the second order changed, for one set; None where the run did not log both (`compare_orders`)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    both = [f"phi_{name}", f"phi1_{name}"]
+    if both[1] not in log.steps.schema.names:
+        return None
+    second, first = (pc.field(column).cast(pa.float64()) for column in both)
+    gap = pc.subtract(second, first)
+    columns = {"x": second, "y": first, "xx": pc.multiply(second, second), "yy": pc.multiply(first, first),
+               "xy": pc.multiply(second, first), "gg": pc.multiply(gap, gap)}  # fmt: skip
+    measures = [(column, "mean", None) for column in columns]
+    row = grouped(log.steps, {}, columns, measures, read=[*both, "skipped"], where=~pc.field("skipped")).to_pylist()[0]
+    x, y, xx, yy, xy, gg = (row[f"{column}_mean"] or 0.0 for column in columns)
+    varied, moved = (xx - x * x) * (yy - y * y), xx > 0
+    return OrderGap((xy - x * y) / varied**0.5 if varied > 0 else math.nan, (gg / xx) ** 0.5 if moved else math.nan)
 
 
 def values_of(samples: Any, name: str) -> NDArray[np.float64]:
