@@ -68,12 +68,14 @@ def fit(module, *callbacks, ckpt_path=None, **settings):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few workers and batches
         trainer = lightning.Trainer(callbacks=list(callbacks), **given)
-        trainer.fit(module, batches(), batches()[:1], ckpt_path=ckpt_path)
+        loaders = [torch.utils.data.DataLoader(each, batch_size=None) for each in (batches(), batches()[:1])]
+        trainer.fit(module, *loaders, ckpt_path=ckpt_path)
     return trainer
 
 
 def plain_loop(net, optimizer="adamw", precision="32-true", accumulate=2, **settings):
-    """The same run, written out."""
+    """The same run, written out; dots that come late are taken as the callback lets them be."""
+    settings = {"late": "stored" if accumulate == 1 else "replay"} | settings
     bf16 = precision == "bf16-mixed"
     autocast = lambda: torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()  # noqa: E731
 

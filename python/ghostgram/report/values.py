@@ -72,7 +72,7 @@ def over_time(path: Path, table: pa.Table, sets: Sequence[str]) -> None:
             below.axhline(50, color=LIGHT["muted"], linewidth=0.8)
             below.plot(step, 100 * _floats(mine, "negative"), color=LIGHT["bad"])
             above.set(title=f"Judged by {name}", xlim=(0, None))
-            above.legend(loc="upper right", handlelength=1.2)
+            above.legend(loc="best", handlelength=1.2)
             below.set(xlabel="step", ylim=(0, 100))
         grid[0, 0].set_ylabel("value in one step (millinats)")
         grid[1, 0].set_ylabel("% below 0")
