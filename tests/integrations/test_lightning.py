@@ -116,13 +116,21 @@ def assert_same_values(found, expected, tolerance=1e-5):
     assert np.abs(phi - truth).max() <= tolerance * np.abs(truth).max()
     for name in ("l_before", "l_after", "predicted", "cumulative_residual"):
         a, b = (column(shapley.ledger(), name) for shapley in (found, expected))
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+        rounding = 1e-7  # of float32 losses, of which a residual is what is left
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max() + rounding)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
-    ("settings", "optimizer"), [({}, "sgd"), ({"v_state": "post"}, "adamw"), ({"order": 2}, "adamw")]
+    ("settings", "optimizer", "accumulate", "precision"),
+    [
+        ({}, "sgd", 1, "32-true"),
+        ({}, "sgd", 2, "32-true"),
+        ({"v_state": "post"}, "adamw", 2, "32-true"),
+        ({"order": 2}, "adamw", 1, "32-true"),
+        ({"order": 2}, "adamw", 2, "32-true"),
+        ({}, "sgd", 2, "bf16-mixed"),
+        ({"order": 2}, "adamw", 1, "bf16-mixed"),
+    ],
 )
 def test_values_are_those_of_a_plain_loop(settings, optimizer, accumulate, precision):
     """With clipping, a schedule, validation between steps, and a last step of one microbatch."""

@@ -151,8 +151,10 @@ class InRunShapleyCallback(TrainerCallback):  # type: ignore[misc]
                 trainer.compute_loss = self._shares
                 replaced.callback(partial(_put_back, trainer, own))
             training_step(trainer.model, inputs, *rest, **named)
-        loss = found[0] / accelerator.gradient_accumulation_steps
-        return loss if accelerator.scaler is None else accelerator.scaler.scale(loss)
+        loss: Tensor = found[0] / accelerator.gradient_accumulation_steps
+        if accelerator.scaler is not None:
+            loss = accelerator.scaler.scale(loss)
+        return loss
 
     def _shares(self, model: nn.Module, inputs: Any, *_: Any, num_items_in_batch: Any = None, **__: Any) -> Tensor:
         assert self._losses is not None
@@ -178,7 +180,7 @@ class InRunShapleyCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Puts the engine's state beside the checkpoint that the Trainer has just written."""
-        folder = Path(self._trainer._get_output_dir(trial=None)) / f"checkpoint-{state.global_step}"
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         temporary = folder / f"{_file_name(args)}.tmp"
         torch.save(self.engine.state_dict(), temporary)
         temporary.replace(folder / _file_name(args))
@@ -215,7 +217,8 @@ def causal_lm_losses(model: nn.Module, inputs: Mapping[str, Any], num_items_in_b
     labels = inputs["labels"][:, 1:]
     each = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100)
     count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-    return each.view(labels.shape).sum(1) / count
+    shares: Tensor = each.view(labels.shape).sum(1) / count
+    return shares
 
 
 class _StoppedError(Exception):

@@ -171,9 +171,10 @@ class InRunShapleyCallback(Callback):  # type: ignore[misc]
                 takes_index = len(inspect.signature(module.training_step).parameters) > 1
                 found = module.training_step(batch, batch_idx) if takes_index else module.training_step(batch)
                 loss = found["loss"] if isinstance(found, Mapping) else found
-        loss = loss / trainer.accumulate_grad_batches
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        return loss if scaler is None else scaler.scale(loss)
+        divided: Tensor = loss / trainer.accumulate_grad_batches
+        if (scaler := getattr(trainer.precision_plugin, "scaler", None)) is not None:
+            divided = scaler.scale(divided)
+        return divided
 
     def _drop(self) -> None:
         """Leaves an open step as an exception would: the engine forgets it."""
