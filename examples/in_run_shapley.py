@@ -10,6 +10,7 @@ step, whether the values add up to the measured change of the validation losses.
 
 import argparse
 import copy
+import csv
 import shutil
 import statistics
 import time
@@ -164,6 +165,9 @@ def main() -> None:
     shutil.rmtree(options.out / "values", ignore_errors=True)  # of an earlier demo; a log is never overwritten silently
     corpus = gather(options.documents, options.corruption, options.seed, console)
     shapley, seconds = train(corpus, options.epochs, options.seed, options.out / "values", console)
+    with (options.out / "sources.csv").open("w", newline="") as file:  # for `ghostgram values`
+        sources = np.where(corpus.corrupted, "corrupted", corpus.domain)
+        csv.writer(file).writerows([("id", "source"), *enumerate(sources)])
     parameters = sum(parameter.numel() for parameter in TinyLM(WIDTH, LAYERS, HEADS, WINDOW).parameters())
     summary = write_report(
         options.out / "report.html",
@@ -192,6 +196,7 @@ def main() -> None:
     )
     console.print(findings(summary))
     console.print(f"{options.out / 'report.html'} written; {time.perf_counter() - started:.0f} s in all")
+    console.print(f"more: ghostgram values {options.out / 'values'} --sources {options.out / 'sources.csv'}")
 
 
 if __name__ == "__main__":

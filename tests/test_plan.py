@@ -23,6 +23,7 @@ NOT_AN_OP = {"roofs": "a probe of the machine: it computes nothing that a refere
 
 ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/__init__.py
     "": {"ops", "algorithms"},
+    "integrations": {"integrations", "algorithms"},
     "algorithms": {"algorithms", "taps", "ops", "_arrays", "_files"},
     "taps": {"taps", "ops", "_arrays"},
     "ops": {"ops", "_dispatch", "_arrays", "_C"},
@@ -35,7 +36,7 @@ ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/
     "data": {"data", "_files"},
     "report": {"report", "_files"},
     "testing": {"testing", "reference", "_dispatch", "_arrays", "_C"},
-    "cli": {"cli", "testing", "_dispatch", "_C"},
+    "cli": {"cli", "algorithms", "report", "testing", "_dispatch", "_C", "_files"},
 }
 
 MAY_KNOW_PYTHON = re.compile(r"\w+/\w+_bind\.cpp|module\.cpp|core/view\.(h|cpp)|core/cuda_workspace\.(h|cpp)")

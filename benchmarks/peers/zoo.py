@@ -3,9 +3,9 @@
     python benchmarks/peers/zoo.py                # all, in two minutes; writes benchmarks/results/zoo.md
     python benchmarks/peers/zoo.py GPT-2 ViT      # these models alone; prints and writes nothing
 
-Ours is the dots of InRunShapley, as in tests/zoo. Opacus is asked for the norm of every sample's gradient, once by way of
-GradSampleModule and once by that of ghost clipping; TorchJD for the samples' Gram matrix. What they say is compared with
-gradients of one sample at a time.
+Ours is the dots of InRunShapley, as in tests/zoo. Opacus is asked for the norm of every sample's gradient, once by way
+of GradSampleModule and once by that of ghost clipping; TorchJD for the samples' Gram matrix. What they say is compared
+with gradients of one sample at a time.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ ASKED: dict[str, Callable[[Setting, Truth], float]] = {
 }
 
 
-# The tables -------------------------------------------------------------------------------------------------------------
+# The tables ----------------------------------------------------------------------------------------------------------
 
 
 class Answers:

@@ -136,9 +136,9 @@ def run(setting, how="alone", log=None, steps=STEPS):
             for piece in range(setting.pieces):
                 rows = cut(batch, piece, setting.pieces)
 
-                def losses(rows=rows, shares=setting.shares, count=len(batch[1])):
+                def losses(rows=rows, shares=setting.shares):
                     if shares:
-                        return (model(rows[0]) - rows[1]).square() / count
+                        return (model(rows[0]) - rows[1]).square() / (ROWS // size)
                     return loss(model, rows) / setting.pieces
 
                 with synchronised(model, piece == setting.pieces - 1):

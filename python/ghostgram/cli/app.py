@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,11 +17,6 @@ from ghostgram import _dispatch
 from ghostgram.cli import doctor as examination
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Per-sample gradient statistics.")
-
-
-@app.callback()
-def _command_group() -> None:
-    """Keeps `doctor` a subcommand while it is the only one."""
 
 
 @app.command()
@@ -37,6 +34,47 @@ def doctor(
     else:
         _draw(report, Console())
     raise typer.Exit(0 if report.healthy else 1)
+
+
+@app.command()
+def values(
+    log: Annotated[Path, typer.Argument(help="The log folder of a run: InRunShapley(log=...).", metavar="LOG")],
+    sources: Annotated[
+        Path | None,
+        typer.Option(help="A Parquet, CSV or TSV file: sample_id (or id) and source (or domain)."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the most helpful and most harmful samples.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="A folder for the tables and the figures.")] = None,
+    figures: Annotated[Literal["svg", "png"], typer.Option(help="What the figures are written as.")] = "svg",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Shows what a log of In-Run Data Shapley says: by sample, by source, over time, and whether it adds up.
+
+    Exits with 2 when the log or the file of sources cannot be read.
+    """
+    needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
+    if missing := [name for name in needed if find_spec(name) is None]:
+        _refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]")
+    from ghostgram.algorithms.in_run_shapley.reading import LogError
+    from ghostgram.cli import values as reading
+    from ghostgram.cli.values_tables import draw
+
+    try:
+        found = reading.examine(log, sources, top)
+    except LogError as why:
+        _refuse(str(why))
+    written = reading.write(found, out, figures) if out else []
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+        return
+    draw(found, Console())
+    if written:
+        typer.echo(f"{out}: {', '.join(path.name for path in written)}")
+
+
+def _refuse(why: str) -> NoReturn:
+    typer.echo(f"ghostgram values: {why}", err=True)
+    raise typer.Exit(2)
 
 
 def _draw(report: examination.Report, console: Console) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._files import write_atomically
 from . import plots
+from .canvas import MILLI
 from .palette import css_variables, series
 from .summary import CORRUPTED, Summary, summarise
 
@@ -119,7 +120,7 @@ def _growth_section(summary: Summary, documents: Mapping[str, Any], spoiled: NDA
         " Corrupted documents, of all domains, are a group of their own.</p>"
     )
     totals = "; ".join(
-        f"judged by {name}: " + ", ".join(f"{group} {plots.MILLI * t[-1]:+.2f}" for group, t in groups.items())
+        f"judged by {name}: " + ", ".join(f"{group} {MILLI * t[-1]:+.2f}" for group, t in groups.items())
         for name, groups in summary.growth.items()
     )
     yield _figure(plots.growth(summary), f"Value per document over the run, in millinats at its end: {totals}.")
@@ -128,7 +129,7 @@ def _growth_section(summary: Summary, documents: Mapping[str, Any], spoiled: NDA
     for index, group in enumerate(next(iter(summary.growth.values()))):
         colour = "bad" if group == CORRUPTED else series(index)
         mine = spoiled if group == CORRUPTED else (domain == group) & ~spoiled
-        means = [_signed(plots.MILLI * float(summary.value[name][mine].mean()), 2) for name in summary.sets]
+        means = [_signed(MILLI * float(summary.value[name][mine].mean()), 2) for name in summary.sets]
         helped = f"{(summary.mean_value[mine] > 0).mean():.0%}"
         label = f"<span class='dot' style='background:var(--{colour})'></span>{escape(group)}"
         rows.append((label, f"{mine.sum():,}", *means, helped))
@@ -144,7 +145,7 @@ def _detection_section(summary: Summary, spoiled: NDArray[np.bool_]) -> Iterable
         f" the values earned in each quarter of the run alone, the AUROC is {stages}.</p>"
     )
     roc_alt = f"ROC curve of corrupted documents found by low value, AUROC {summary.detection.auroc:.3f}."
-    clean, bad = (plots.MILLI * float(np.median(summary.mean_value[mine])) for mine in (~spoiled, spoiled))
+    clean, bad = (MILLI * float(np.median(summary.mean_value[mine])) for mine in (~spoiled, spoiled))
     histogram_alt = f"Distributions of value: median {clean:+.2f} millinats for clean, {bad:+.2f} for corrupted ones."
     yield "<div class='pair'>"
     yield _figure(plots.detection(summary), roc_alt)
@@ -195,7 +196,7 @@ def _documents_section(summary: Summary, documents: Mapping[str, Any], spoiled: 
     for heading, chosen in (("Most helpful", order[: -_SHOWN - 1 : -1]), ("Most harmful", order[:_SHOWN])):
         yield f"<section><h3>{heading}</h3><ol class='documents'>"
         for i in chosen:
-            value = plots.MILLI * float(summary.mean_value[i])
+            value = MILLI * float(summary.mean_value[i])
             source = f"<span>{escape(str(documents['domain'][i]))} · {int(documents['id'][i])}</span>"
             flag = "<span class='flag'>corrupted</span>" if spoiled[i] else ""
             amount = f"<span class='value {'good' if value > 0 else 'bad'}'>{_signed(value, 2)} mnat</span>"

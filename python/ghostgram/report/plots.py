@@ -2,53 +2,19 @@
 
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
+from .canvas import MILLI, canvas
 from .palette import LIGHT, series
 from .summary import CORRUPTED, Summary
-
-MILLI = 1e3  # values of single documents are read in thousandths of a nat
-
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text: the page's font, selectable, readable aloud
-    "svg.hashsalt": "ghostgram",
-    "font.size": 10.5,
-    "text.color": LIGHT["ink"],
-    "axes.labelcolor": LIGHT["muted"],
-    "axes.edgecolor": LIGHT["line"],
-    "axes.titlecolor": LIGHT["ink"],
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LIGHT["line"],
-    "grid.linewidth": 0.8,
-    "xtick.color": LIGHT["line"],
-    "ytick.color": LIGHT["line"],
-    "xtick.labelcolor": LIGHT["muted"],
-    "ytick.labelcolor": LIGHT["muted"],
-    "legend.frameon": False,
-    "lines.linewidth": 1.9,
-    "lines.solid_capstyle": "round",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 def growth(summary: Summary) -> str:
     """Mean value per document, accumulated over the run, by domain: one panel per validation set."""
-    with _figure(9.6, 3.6) as figure:
+    with canvas(9.6, 3.6) as figure:
         row = figure.subplots(1, len(summary.sets), squeeze=False)[0]
         for axes, name in zip(row, summary.sets, strict=True):
             axes.axhline(0, color=LIGHT["muted"], linewidth=0.8)
@@ -65,7 +31,7 @@ def growth(summary: Summary) -> str:
 
 def ledger(summary: Summary) -> str:
     """Predicted and measured change of each validation loss, accumulated, with their difference below."""
-    with _figure(9.6, 4.4) as figure:
+    with canvas(9.6, 4.4) as figure:
         grid = figure.subplots(2, len(summary.sets), sharex=True, squeeze=False, height_ratios=(3, 1))
         for (above, below), name in zip(grid.T, summary.sets, strict=True):
             entries = summary.ledger[name]
@@ -92,7 +58,7 @@ def ledger(summary: Summary) -> str:
 
 def detection(summary: Summary) -> str:
     """ROC of finding corrupted documents by a low value: by the mean over the sets, and by each set alone."""
-    with _figure(4.6, 4.2) as figure:
+    with canvas(4.6, 4.2) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=LIGHT["line"], linewidth=1.2)
         for index, (name, curve) in enumerate(summary.detection_by_set.items()):
@@ -109,7 +75,7 @@ def detection(summary: Summary) -> str:
 
 def histogram(summary: Summary, corrupted: NDArray[np.bool_]) -> str:
     """Distribution of the documents' mean values, clean against corrupted, each adding up to 100 %."""
-    with _figure(4.6, 4.2) as figure:
+    with canvas(4.6, 4.2) as figure:
         axes = figure.subplots()
         value = MILLI * summary.mean_value
         low, high = np.percentile(value, (0.5, 99.5))  # a few extreme documents would flatten the rest
@@ -122,12 +88,6 @@ def histogram(summary: Summary, corrupted: NDArray[np.bool_]) -> str:
         axes.set(xlabel="value (millinats; outer bins hold the tails)", ylabel="% of its kind", xlim=(low, high))
         axes.legend(loc="upper right", handlelength=1.2)
         return _svg(figure, "histogram")
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    with mpl.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ghostgram.algorithms.in_run_shapley.ranks import Ranks
     from ghostgram.algorithms.in_run_shapley.scoring import Step
 
@@ -144,6 +143,8 @@ class RunLog:
         metadata: Mapping[str, str],
         resume: bool,
     ) -> None:
+        import torch  # which reading a log does not need
+
         place = None if folder is None else Path(folder)
         self._sets, self._rank = sets, ranks.rank
         own = "steps" if ranks.size == 1 else f"steps/rank-{ranks.rank:05d}"
@@ -203,22 +204,21 @@ class RunLog:
         """Logs what a step changed; `after` are the validation losses after it, None where nobody measured them."""
         result = step.result
         assert result is not None
-        predicted = result.sum_phi + result.history + result.uncovered
+        predicted, sets = result.sum_phi + result.history + result.uncovered, len(self._sets)
         if step.losses is not None:
-            self._since, self._predicted = step.losses, torch.zeros_like(predicted)
+            self._since, self._predicted = step.losses, predicted.new_zeros(sets)
         if self._predicted is not None:
             self._predicted = self._predicted + predicted
         cumulative: list[float] | None = None
         if after is not None and self._since is not None and self._predicted is not None:
             missed = after - self._since - self._predicted
             cumulative = self._cumulative = [c + m for c, m in zip(self._cumulative, missed.tolist(), strict=True)]
-            self._since, self._predicted = after, torch.zeros_like(predicted)
+            self._since, self._predicted = after, predicted.new_zeros(sets)
         measured = None if after is None or step.losses is None else after - step.losses
         cosine, ratio = step.turned or (None, None)
-        sets = len(self._sets)
 
         def column(values: Tensor | list[float] | None) -> list[Any]:
-            return [None] * sets if values is None else values.tolist() if isinstance(values, Tensor) else values
+            return [None] * sets if values is None else values if isinstance(values, list) else values.tolist()
 
         # fmt: off
         self.ledger.append(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.in_run_shapley.oracle import directional_derivatives
+from ghostgram.algorithms.in_run_shapley.oracle import directional_derivatives, random_states_kept
 from ghostgram.algorithms.in_run_shapley.scaling import gathered
-from ghostgram.algorithms.in_run_shapley.validation import gradients_aside, random_states_kept
+from ghostgram.algorithms.in_run_shapley.validation import gradients_aside
 from ghostgram.taps import Taps
 from ghostgram.taps.session import Kept
 

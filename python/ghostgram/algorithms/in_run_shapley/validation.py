@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ghostgram.algorithms.in_run_shapley.oracle import random_states_kept
 from ghostgram.algorithms.in_run_shapley.ranks import Ranks
 from ghostgram.taps.sharding import local
 
@@ -153,14 +154,6 @@ def gradients_aside(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, grad in grads:
             parameter.grad = grad
-
-
-@contextmanager
-def random_states_kept(model: nn.Module) -> Iterator[None]:
-    """Random states of the CPU and of the model's GPUs outside exactly as before."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def _differentiated(
