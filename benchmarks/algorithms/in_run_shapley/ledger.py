@@ -1,0 +1,98 @@
+"""How far the ledger is from the measured change of the validation losses, over 200 steps of AdamW.
+
+    python benchmarks/algorithms/in_run_shapley/ledger.py --model demo --lr 5e-4 --way "order 2"    # a minute or two
+    python benchmarks/algorithms/in_run_shapley/ledger.py --table
+
+The demo's text, sets (prose and code, 8 windows each), warm-up and clipping; its model, or a smaller one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import in_run_shapley as demo  # of examples/
+import numpy as np
+import torch
+from common import Learner, batches, mean_loss, record, rows
+from rich.console import Console
+from tiny_lm import TinyLM
+
+import ghostgram as gg
+
+STEPS, DOCUMENTS, SEED = 200, 3000, 0
+WAYS = {
+    "order 1, pre": {"order": 1, "v_state": "pre"},
+    "order 1, post": {"order": 1, "v_state": "post"},
+    "order 2": {"order": 2},
+}
+MODELS = {"demo": (demo.WIDTH, demo.LAYERS, demo.HEADS), "small": (64, 2, 4)}
+
+
+def run(model: str, lr: float, way: str) -> None:
+    corpus = demo.gather(DOCUMENTS, "shuffle", SEED, Console())
+    text = torch.from_numpy(corpus.windows).long()
+    learner = Learner(SEED, lr, TinyLM(*MODELS[model], demo.WINDOW))
+    sets = {name: mean_loss(windows) for name, windows in corpus.validation.items()}
+    shapley = gg.InRunShapley(learner.model, learner.optimizer, sets, **WAYS[way])
+    for ids in batches(len(text), STEPS, SEED):
+        learner.step(text[ids], shapley.step(ids=ids))
+    ledger = shapley.ledger()
+    for name, windows in corpus.validation.items():
+        mine = ledger.filter([each == name for each in ledger["set"].to_pylist()])
+        key = {"model": model, "lr": lr, "way": way, "set": name}
+        record("ledger", key, **summary(mine), noise=noise_floor(learner, windows))
+
+
+def summary(ledger: Any) -> dict[str, float]:
+    """Totals of one set's ledger, and how its residuals are spread over steps."""
+    names = ("measured", "sum_phi", "history", "predicted", "residual", "cumulative_residual")
+    columns = {name: ledger[name].to_numpy() for name in names}
+    residual = columns["residual"]
+    worst = int(np.abs(residual).argmax())
+    return {name: float(columns[name].sum()) for name in names[:-1]} | {
+        "rms": float(np.sqrt((residual**2).mean() / (columns["measured"] ** 2).mean())),
+        "drift": float(np.abs(columns["cumulative_residual"]).max()),
+        "worst_step": worst,
+        "worst": float(residual[worst]),
+        "worst_measured": float(columns["measured"][worst]),
+        "first_20": float(residual[:20].sum()),
+        "from_20_to_100": float(residual[20:100].sum()),
+        "after_100": float(residual[100:].sum()),
+    }
+
+
+@torch.no_grad()
+def noise_floor(learner: Learner, windows: torch.Tensor) -> float:
+    """The same weights and windows, read at once and one by one."""
+    loss = mean_loss(windows)(learner.model).item()
+    return abs(loss - float(np.mean([mean_loss(window)(learner.model).item() for window in windows.split(1)])))
+
+
+def table() -> None:
+    print("nats per byte; error = residual / measured, both over all steps")
+    print("| model | lr | way | set | sum phi | history | predicted | measured | error | RMS | drift | noise floor |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    order = {way: index for index, way in enumerate(WAYS)}
+    for row in sorted(rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
+        numbers = [f"{row[name]:+.3f}" for name in ("sum_phi", "history", "predicted", "measured")]
+        numbers += [f"{row['residual'] / row['measured']:+.1%}", f"{row['rms']:.3f}", f"{row['drift']:.3f}"]
+        print("|", " | ".join([row["model"], f"{row['lr']:g}", row["way"], row["set"], *numbers]),
+              f"| {row['noise']:.0e} |")  # fmt: skip
+    print("\nresiduals by steps: of 0 to 19 (warm-up), 20 to 99, 100 to 199; and the largest of a step")
+    print("| model | lr | way | set | 0-19 | 20-99 | 100-199 | largest | at step | measured there |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for row in sorted(rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
+        names = ("first_20", "from_20_to_100", "after_100", "worst")
+        numbers = [f"{row[name]:+.4f}" for name in names] + [str(row["worst_step"]), f"{row['worst_measured']:+.4f}"]
+        print("|", " | ".join([row["model"], f"{row['lr']:g}", row["way"], row["set"], *numbers]), "|")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="demo")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--way", choices=WAYS, default="order 2")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    table() if options.table else run(options.model, options.lr, options.way)

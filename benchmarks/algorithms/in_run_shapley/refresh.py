@@ -1,0 +1,73 @@
+"""What a validation gradient that serves for k steps costs in truth and saves in time.
+
+    python benchmarks/algorithms/in_run_shapley/refresh.py --seed 0     # a minute or two
+    python benchmarks/algorithms/in_run_shapley/refresh.py --table
+
+Copies of one model train side by side on the same batches, order 1: plain, and scored with refresh = 1, 2, 4, 8. Times
+are of blocks of 8 steps, which hold as many refreshes each; shown are medians of their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+from common import BATCH, Learner, batches, corpus, interval, mean_loss, record, rows
+from scipy import stats
+
+import ghostgram as gg
+
+DOCUMENTS, STEPS, LR, TAKE = 1600, 104, 5e-4, 16
+REFRESH = (1, 2, 4, 8)
+BLOCK = max(REFRESH)
+
+
+def run(seed: int) -> None:
+    source = corpus(seed, DOCUMENTS, TAKE)
+    learners = {k: Learner(seed, LR) for k in (0, *REFRESH)}
+    engines = {
+        k: gg.InRunShapley(learner.model, learner.optimizer, mean_loss(source.validation), refresh=k)
+        for k, learner in learners.items()
+        if k
+    }
+    seconds = {k: np.zeros(STEPS) for k in learners}
+    for number, ids in enumerate(batches(DOCUMENTS, STEPS, seed)):
+        for k, learner in learners.items():
+            started = time.perf_counter()
+            learner.step(source.text[ids], engines[k].step(ids=ids) if k else None)
+            seconds[k][number] = time.perf_counter() - started
+    blocks = {k: times.reshape(-1, BLOCK).sum(1)[1:] for k, times in seconds.items()}  # the first one warms up
+    values = {k: engine.values()["value"].to_numpy() for k, engine in engines.items()}
+    for k, engine in engines.items():
+        turns = engine.ledger()["g_val_cosine"].drop_null().to_numpy()
+        record(
+            "refresh", {"seed": seed, "refresh": k},
+            spearman=float(stats.spearmanr(values[k], values[1]).statistic),
+            pearson=float(np.corrcoef(values[k], values[1])[0, 1]),
+            ratio_of_sums=float(values[k].sum() / values[1].sum()),
+            same_sign=float(((values[k] < 0) == (values[1] < 0)).mean()),
+            cosine=float(np.median(turns)) if len(turns) else None,
+            time=float(np.median(blocks[k] / blocks[0])),
+        )  # fmt: skip
+
+
+def table() -> None:
+    found = rows("refresh")
+    print(f"{len({row['seed'] for row in found})} seeds, {STEPS} steps of {BATCH} windows, mean and 95 % interval")
+    names = ("spearman", "pearson", "ratio_of_sums", "same_sign", "time")
+    print("| refresh | Spearman to k = 1 | Pearson | sum / sum of k = 1 | same sign | step / plain step | cosine |")
+    print("|---|---|---|---|---|---|---|")
+    for k in REFRESH:
+        mine = [row for row in found if row["refresh"] == k]
+        numbers = ["{:.3f} +- {:.3f}".format(*interval(row[name] for row in mine)) for name in names]
+        cosines = [row["cosine"] for row in mine if row["cosine"] is not None]
+        print("|", " | ".join([str(k), *numbers, f"{np.mean(cosines):.3f}" if cosines else "-"]), "|")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    table() if options.table else run(options.seed)
