@@ -1,0 +1,262 @@
+"""What a backward leaves of every sample's gradient, use by use of a parameter: enough to contract, to sum, to pair.
+
+A parameter's per-sample gradient is the sum over its uses (a tied weight has several), and so is everything linear in
+it: dots and weighted sums add up over uses, Gram matrices over pairs of uses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ghostgram.ops import _torch
+from ghostgram.ops.cost_model import DIRECTIONS_AT_ONCE
+from ghostgram.ops.grad_gram import grad_gram
+
+Scale = Tensor | float
+"""What per-sample gradients are multiplied by, elementwise: a number, or a tensor of the parameter's shape."""
+
+AT_ONCE = 1 << 26
+"""Elements of per-sample gradients that are materialised at a time: 256 MiB of float32."""
+
+
+class Use(ABC):
+    """One use of a parameter, of which row i (a sample, or a document) has the gradient G_i."""
+
+    rows: int
+    """The number of gradients."""
+
+    @abstractmethod
+    def dots(self, D: Tensor) -> Tensor:
+        """(rows, K) dots <G_i, D_k> with directions (K, *parameter shape)."""
+
+    @abstractmethod
+    def gradient(self, weights: Tensor) -> Tensor:
+        """sum_i weights_i G_i, of the parameter's shape, in the dtype of sums; rows of weight 0 cost nothing.
+
+        Args:
+            weights: (rows,) floating point, on the CPU.
+        """
+
+    def gram(self, other: Use, scale: Scale) -> Tensor:
+        """(rows, rows) <scale * G_i, scale * G'_j> with the gradients G' of another use of the same parameter.
+
+        Here by forming the other's gradients, some at a time, as directions: 2 T d p FLOPs each for a matrix, and this
+        use's dots with them.
+        """
+        columns: list[Tensor] = []
+        for some in torch.eye(other.rows).split(DIRECTIONS_AT_ONCE):
+            gradients = (other.gradient(one).mul_(scale).mul_(scale) for one in some)
+            columns.extend(self.dots(D) for D in _stacked(gradients))
+        return torch.cat(columns, 1)
+
+
+Kept = list[tuple[nn.Parameter, Use]]
+"""What layers keep of a backward: each use, with its parameter."""
+
+
+@dataclass(frozen=True)
+class DenseUse(Use):
+    """The gradients themselves, (rows, *parameter shape): for biases, scales and shifts, which are small."""
+
+    gradients: Tensor
+
+    @property
+    def rows(self) -> int:  # type: ignore[override]
+        """Their number."""
+        return self.gradients.shape[0]
+
+    def dots(self, D: Tensor) -> Tensor:
+        """By a matrix product."""
+        return self.gradients.flatten(1).to(D.dtype) @ D.flatten(1).T
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """By a matrix product."""
+        return (weights.to(self.gradients) @ self.gradients.flatten(1)).view(self.gradients.shape[1:])
+
+    def gram(self, other: Use, scale: Scale) -> Tensor:
+        """By a matrix product."""
+        if not isinstance(other, DenseUse):
+            return super().gram(other, scale)
+        left, right = ((each.gradients * scale).flatten(1) for each in (self, other))
+        return left @ right.T
+
+
+@dataclass(frozen=True)
+class MatrixUse(Use):
+    """A product with a matrix: G_i = b_i^T a_i, from inputs and output gradients of every position."""
+
+    a: Tensor
+    """(B, T, columns of the matrix)."""
+    b: Tensor
+    """(B, T, rows of the matrix)."""
+    segments: Tensor | None
+    """(B, T) row of each position, negative for none; None where row i is sample i."""
+    rows: int
+
+    def dots(self, D: Tensor) -> Tensor:
+        """By grad_stats; of documents as sums of b_t . (D_k a_t) over their positions."""
+        if self.segments is None:
+            dots: Tensor = _torch.call("grad_stats", self.a, self.b, D, False, False, "auto")[2]
+            return dots
+        a, b = self.a.flatten(0, 1), self.b.flatten(0, 1)
+        # By way of the narrower side, whose products with D are the temporary.
+        if a.shape[-1] <= b.shape[-1]:
+            scores = [((b.to(D_k.dtype) @ D_k) * a).sum(1) for D_k in D]
+        else:
+            scores = [((a.to(D_k.dtype) @ D_k.T) * b).sum(1) for D_k in D]
+        return by_row(torch.stack(scores, 1), self.segments, self.rows)
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """By grad_stats over the samples that count, of which the narrower side is weighted: 2 n T d p FLOPs."""
+        chosen, factors = _chosen(weights, self.segments)
+        a, b = (x.index_select(0, chosen.to(x.device)) for x in (self.a, self.b))
+        if a.shape[-1] <= b.shape[-1]:
+            a = a * factors.to(a)[..., None]
+        else:
+            b = b * factors.to(b)[..., None]
+        gradient: Tensor = _torch.call("grad_stats", a, b, None, True, False, "auto")[0]
+        return gradient
+
+    def gram(self, other: Use, scale: Scale) -> Tensor:
+        """By grad_gram between two matrix uses, if the scale is a number."""
+        if not isinstance(other, MatrixUse) or isinstance(scale, Tensor) or self.segments is not None:
+            return super().gram(other, scale)
+        second = (None, None) if other is self else (other.a, other.b)
+        gram: Tensor = grad_gram(self.a, self.b, *second)
+        return gram * scale**2
+
+
+@dataclass(frozen=True)
+class TableUse(Use):
+    """A lookup in a table: row v of G_i is the sum of b_it over the positions with ids_it = v."""
+
+    ids: Tensor
+    """(B, T)."""
+    b: Tensor
+    """(B, T, E)."""
+    entries: int
+    padding: int
+    """An entry that has no gradient; -1 for none."""
+    segments: Tensor | None
+    """(B, T) row of each position, negative for none; None where row i is sample i."""
+    rows: int
+
+    def dots(self, D: Tensor) -> Tensor:
+        """By embedding_stats."""
+        ids, b = self.ids, self.b
+        if self.segments is not None:  # every position is a sample of its own, until they are added up
+            ids, b = ids.reshape(-1, 1), b.reshape(-1, 1, b.shape[-1])
+        dots: Tensor = _torch.call("embedding_stats", ids, b, D, self.padding, False, "auto")[1]
+        return by_row(dots, self.segments, self.rows)
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """By torch's own scatter-add over the samples that count."""
+        chosen, factors = _chosen(weights, self.segments)
+        chosen = chosen.to(self.b.device)
+        b = sums(self.b.index_select(0, chosen)) * factors.to(sums(self.b))[..., None]
+        ids = self.ids.index_select(0, chosen)
+        gradient: Tensor = torch.ops.aten.embedding_dense_backward(b, ids, self.entries, self.padding, False)
+        return gradient
+
+    def gram(self, other: Use, scale: Scale) -> Tensor:
+        """By equal tokens: sum over t, s with ids_it = ids'_js of b_it . b'_js, entry by entry of those in use."""
+        if not isinstance(other, TableUse):
+            return super().gram(other, scale)
+        used = torch.cat([self.ids.flatten(), other.ids.flatten()]).unique()  # type: ignore[no-untyped-call]
+        gram = sums(self.b).new_zeros(self.rows, other.rows)
+        for some in used.split(max(1, AT_ONCE // (2 * self.rows * self.b.shape[-1]))):
+            of_some = scale[some] if isinstance(scale, Tensor) else scale
+            left, right = ((each._gradients(some) * of_some).flatten(1) for each in (self, other))
+            gram += left @ right.T
+        return gram
+
+    def _gradients(self, some: Tensor) -> Tensor:
+        """(rows, n, E): every row's gradient of some entries, given in ascending order."""
+        place = torch.searchsorted(some, self.ids.contiguous()).clamp_max(len(some) - 1)
+        row = torch.arange(self.rows, device=self.ids.device)[:, None] if self.segments is None else self.segments
+        counts = (some[place] == self.ids) & (self.ids != self.padding) & (row >= 0)
+        target = (row * len(some) + place)[counts]
+        E = self.b.shape[-1]
+        flat = sums(self.b).new_zeros(self.rows * len(some), E).index_add_(0, target, sums(self.b[counts]))
+        return flat.view(self.rows, len(some), E)
+
+
+def accumulate(kept: Kept, weights: Tensor) -> None:
+    """Adds sum_i weights_i G_i of every use to its parameter's .grad; the uses are used up, and let go one by one.
+
+    Args:
+        kept: The uses of one backward.
+        weights: (rows,) floating point, on the CPU.
+
+    Cost:
+        The weight gradients' share of a backward over the rows of weight other than 0.
+    """
+    while kept:
+        parameter, use = kept.pop()
+        gradient = use.gradient(weights).view_as(parameter).to(parameter.dtype)
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def gram(kept: Kept, scale: Callable[[nn.Parameter], Scale]) -> Tensor:
+    """(rows, rows) float64, on the CPU: <P * g_i, P * g_j> over all parameters kept, cross terms of uses included.
+
+    Args:
+        kept: The uses of one backward, at least one.
+        scale: parameter -> P. With a number the Gram matrix is grad_gram's; with a tensor every sample's gradient is
+            formed once, some at a time.
+
+    Cost:
+        About twice the weight gradients of the whole batch.
+    """
+    uses: dict[nn.Parameter, list[Use]] = {}
+    for parameter, use in kept:
+        uses.setdefault(parameter, []).append(use)
+    parts = []
+    for parameter, each in uses.items():
+        P = scale(parameter)
+        for i, use in enumerate(each):
+            parts.append(use.gram(use, P).double().cpu())
+            crossed = [use.gram(later, P).double().cpu() for later in each[i + 1 :]]
+            parts.extend(x + x.T for x in crossed)
+    return torch.stack(parts).sum(0)
+
+
+def by_row(parts: Tensor, segments: Tensor | None, rows: int) -> Tensor:
+    """What positions have, (B T, ...), added up by document; what samples have as it is."""
+    if segments is None:
+        return parts
+    target = segments.reshape(-1).long()
+    # Positions of no document go to a row that is cut off: no mask, whose size would depend on the data.
+    summed = parts.new_zeros(rows + 1, *parts.shape[1:]).index_add(0, torch.where(target < 0, rows, target), parts)
+    return summed[:rows]
+
+
+def sums(x: Tensor) -> Tensor:
+    """A tensor in the dtype that sums over it are kept in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _chosen(weights: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The samples that count, (n,), and the weights of their positions, (n, T), or of themselves, (n, 1)."""
+    factors = weights[:, None]
+    if segments is not None:
+        factors = torch.cat([weights, weights.new_zeros(1)])[segments.cpu().long().clamp_min(-1)]
+    chosen = factors.any(1).nonzero()[:, 0]
+    return chosen, factors[chosen]
+
+
+def _stacked(gradients: Iterable[Tensor]) -> Iterable[Tensor]:
+    """Gradients as directions (K, *shape), as many at a time as fit."""
+    held: list[Tensor] = []
+    for gradient in gradients:
+        held.append(gradient)
+        if (len(held) + 1) * gradient.numel() > AT_ONCE:
+            yield torch.stack(held)
+            held = []
+    if held:
+        yield torch.stack(held)
