@@ -49,7 +49,7 @@ class Use(ABC):
         use's dots with them.
         """
         columns: list[Tensor] = []
-        for some in torch.eye(other.rows).split(DIRECTIONS_AT_ONCE):
+        for some in torch.eye(other.rows).split(DIRECTIONS_AT_ONCE):  # type: ignore[no-untyped-call]
             gradients = (other.gradient(one).mul_(scale).mul_(scale) for one in some)
             columns.extend(self.dots(D) for D in _stacked(gradients))
         return torch.cat(columns, 1)
