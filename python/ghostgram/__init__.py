@@ -16,23 +16,33 @@ from ghostgram.ops.softmax_stats import SoftmaxStats, el2n, softmax_stats
 from ghostgram.ops.trajectory_match import TrajectoryGrad, trajectory_match, trajectory_match_grad
 
 if TYPE_CHECKING:
-    from ghostgram.algorithms.in_run_shapley import InRunShapley, ShapleyResult, in_run_shapley
+    from ghostgram.algorithms.in_run_shapley import (
+        AuditError,
+        InRunShapley,
+        RotatingPool,
+        ShapleyResult,
+        in_run_shapley,
+    )
 
 __version__ = version("ghostgram")
 
 # The methods need torch; the primitives, and so `import ghostgram`, do not.
 _METHODS = {
+    "AuditError": "in_run_shapley",
     "InRunShapley": "in_run_shapley",
+    "RotatingPool": "in_run_shapley",
     "ShapleyResult": "in_run_shapley",
     "in_run_shapley": "in_run_shapley",
 }
 
 __all__ = [
     "AffineStats",
+    "AuditError",
     "EmbeddingStats",
     "GradStats",
     "GumbelTopK",
     "InRunShapley",
+    "RotatingPool",
     "ShapleyResult",
     "SoftmaxStats",
     "TrajectoryGrad",

@@ -46,17 +46,22 @@ class Coverage:
     scored: dict[str, nn.Parameter]
     """Parameters whose per-sample dots are taken, by name; a tied parameter under its first name."""
     excluded: dict[str, nn.Parameter]
+    fallback: dict[str, nn.Parameter]
+    """Parameters without a tap, whose dots must come from elsewhere."""
     tapped: list[tuple[nn.Module, Forward]]
     """Modules to tap, each with its tapped forward."""
 
 
-def cover(model: nn.Module, parameters: Iterable[nn.Parameter], exclude: Sequence[str] = ()) -> Coverage:
+def cover(
+    model: nn.Module, parameters: Iterable[nn.Parameter], exclude: Sequence[str] = (), fallback: str = "error"
+) -> Coverage:
     """Finds a tap for every parameter given, or raises an error that names those without one.
 
     Args:
         model: The model whose modules are looked at.
         parameters: The trainable parameters that must be covered.
         exclude: Names or shell patterns of parameters to leave out of the scores.
+        fallback: "error" for parameters without a tap, or "jvp" to list them as `fallback`.
 
     Raises:
         UncoveredParameterError: Some parameter belongs to no layer with a tap.
@@ -74,7 +79,7 @@ def cover(model: nn.Module, parameters: Iterable[nn.Parameter], exclude: Sequenc
         if not any(fnmatch.fnmatch(name, pattern) for uses in owners.values() for name, _ in uses):
             raise ValueError(f"exclude: {pattern!r} matches no trainable parameter")
 
-    rows, scored, excluded, problems = [], {}, {}, []
+    rows, scored, excluded, without, problems = [], {}, {}, {}, []
     forwards: dict[nn.Module, Forward] = {}
     for parameter, uses in owners.items():
         name = uses[0][0]
@@ -82,20 +87,22 @@ def cover(model: nn.Module, parameters: Iterable[nn.Parameter], exclude: Sequenc
             excluded[name] = parameter
             rows.append(Row(name, parameter.numel(), "excluded"))
             continue
-        for alias, module in uses:
-            forward, reason = tap_for(module)
-            if forward is None:
-                problems.append(f"{alias} ({reason})")
-            else:
-                forwards[module] = forward
+        found = [(alias, module, *tap_for(module)) for alias, module in uses]
+        if missing_taps := [f"{alias} ({reason})" for alias, _, forward, reason in found if forward is None]:
+            problems += missing_taps
+            without[name] = parameter
+            rows.append(Row(name, parameter.numel(), f"fallback: {missing_taps[0]}"))
+            continue
+        forwards |= {module: forward for _, module, forward, _ in found if forward is not None}
         scored[name] = parameter
         rows.append(Row(name, parameter.numel(), type(uses[0][1]).__name__))
-    if problems:
+    if problems and fallback == "error":
         raise UncoveredParameterError(
             "no tap covers these trainable parameters: " + "; ".join(problems) + ". Freeze them, or leave them out of "
-            "the scores by name with exclude=[...]: their joint effect is then reported as `uncovered`"
+            "the scores by name with exclude=[...]: their joint effect is then reported as `uncovered`; or, slower and "
+            "exact, let forward-mode derivatives of the losses score them: fallback='jvp'"
         )
-    return Coverage(rows, scored, excluded, list(forwards.items()))
+    return Coverage(rows, scored, excluded, without, list(forwards.items()))
 
 
 def tap_for(module: nn.Module) -> tuple[Forward | None, str]:

@@ -6,7 +6,13 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ghostgram.algorithms.in_run_shapley.scoring import Step
 
 SIGN = "value = -phi, positive = helped"
 
@@ -74,6 +80,12 @@ class PartedTable:
         parts = self._memory if self._folder is None else [pq.read_table(path) for path in self._parts()]
         return pa.concat_tables(parts) if parts else self._schema.empty_table()
 
+    def next_step(self) -> int:
+        """The step after the last one flushed."""
+        if self._folder is None or not self._parts():
+            return 0
+        return _span(self._parts()[-1])[1] + 1
+
     def last_part(self) -> Any:
         """The part on disk with the latest steps, as a pyarrow.Table; empty where there is none."""
         import pyarrow.parquet as pq
@@ -81,29 +93,159 @@ class PartedTable:
         parts = self._parts()
         return pq.read_table(parts[-1]) if parts else self._schema.empty_table()
 
-    def next_step(self) -> int:
-        """The step after the last one flushed."""
-        if self._folder is None or not self._parts():
-            return 0
-        return int(self._parts()[-1].stem.rpartition("-")[2]) + 1
+    def rewind(self, step: int) -> None:
+        """Drops the parts of `step` and later ones."""
+        for part in self._parts():
+            first, last = _span(part)
+            if first >= step:
+                part.unlink()
+            elif last >= step:
+                raise ValueError(f"log: {part} runs from step {first} to {last}: it was not cut at checkpoint {step}")
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether parts go to a folder."""
+        return self._folder is not None
 
     def _parts(self) -> list[Path]:
         return sorted(self._folder.glob("part-*.parquet")) if self._folder else []
 
 
-def step_schema(sets: list[str], metadata: Mapping[str, str]) -> Any:
+def _span(part: Path) -> tuple[int, int]:
+    """The first and last step of a part."""
+    _, first, last = part.stem.split("-")
+    return int(first), int(last)
+
+
+class RunLog:
+    """The step log and the ledger of a run.
+
+    Args:
+        folder: Where both go, as `steps` and `ledger`; None keeps them in memory.
+        sets: Names of the validation sets.
+        compares: Whether first-order values are logged beside those of order 2.
+        wide: Whether phi is kept in float64, for a model in float64.
+        metadata: Goes into both schemas.
+        resume: Append to a log that already holds steps.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        sets: list[str],
+        compares: bool,
+        wide: bool,
+        metadata: Mapping[str, str],
+        resume: bool,
+    ) -> None:
+        place = None if folder is None else Path(folder)
+        self._sets = sets
+        self.steps = PartedTable(step_schema(sets, compares, wide, metadata), place and place / "steps", resume)
+        self.ledger = PartedTable(ledger_schema(metadata), place and place / "ledger", resume)
+        last = self.ledger.last_part()
+        carried = dict(zip(last["set"].to_pylist(), last["cumulative_residual"].to_pylist(), strict=True))
+        self._cumulative = [carried.get(name) or 0.0 for name in sets]
+        self._since: Tensor | None = None  # the losses last measured
+        self._predicted: Tensor | None = None  # change since then
+
+    def next_step(self) -> int:
+        """The step after the last one flushed."""
+        return self.steps.next_step()
+
+    def flush(self) -> None:
+        """Writes what is held in memory."""
+        self.steps.flush()
+        self.ledger.flush()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs of the log."""
+        return {"cumulative": list(self._cumulative)}
+
+    def rewind(self, step: int, state: Mapping[str, Any]) -> None:
+        """Goes back to a checkpoint taken before `step`."""
+        if (found := self.next_step()) < step and self.steps.on_disk:
+            raise ValueError(f"log: expected the steps before checkpoint {step}, found those before {found}")
+        self.steps.rewind(step)
+        self.ledger.rewind(step)
+        self._cumulative = list(state["cumulative"])
+
+    def samples(self, step: Step, order: int) -> None:
+        """Logs every sample of a step."""
+        result = step.result
+        assert result is not None
+        for index, (microbatch, phi) in enumerate(zip(step.microbatches, result.phis, strict=True)):
+            rows = len(microbatch.ids)
+            columns: dict[str, Any] = {
+                "step": [step.number] * rows, "sample_id": microbatch.ids, "microbatch": [index] * rows,
+                "rank": [0] * rows, "lr": [step.lrs[0]] * rows, "clip": [result.clip] * rows, "order": [order] * rows,
+                "v_state": [result.v_state] * rows, "g_val_age": [step.age] * rows,
+                "skipped": [result.skipped] * rows,
+            }  # fmt: skip
+            columns |= {f"phi_{name}": phi[:, k].tolist() for k, name in enumerate(self._sets)}
+            if result.first_order is not None:
+                first = result.first_order[index]
+                columns |= {f"phi1_{name}": first[:, k].tolist() for k, name in enumerate(self._sets)}
+            self.steps.append(columns)
+
+    def change(self, step: Step, after: Tensor | None, order: int) -> None:
+        """Logs what a step changed; `after` are the validation losses after it, None where nobody measured them."""
+        result = step.result
+        assert result is not None
+        predicted = result.sum_phi + result.history + result.uncovered
+        if step.losses is not None:
+            self._since, self._predicted = step.losses, torch.zeros_like(predicted)
+        if self._predicted is not None:
+            self._predicted = self._predicted + predicted
+        cumulative: list[float] | None = None
+        if after is not None and self._since is not None and self._predicted is not None:
+            missed = after - self._since - self._predicted
+            cumulative = self._cumulative = [c + m for c, m in zip(self._cumulative, missed.tolist(), strict=True)]
+            self._since, self._predicted = after, torch.zeros_like(predicted)
+        measured = None if after is None or step.losses is None else after - step.losses
+        cosine, ratio = step.turned or (None, None)
+        sets = len(self._sets)
+
+        def column(values: Tensor | list[float] | None) -> list[Any]:
+            return [None] * sets if values is None else values.tolist() if isinstance(values, Tensor) else values
+
+        # fmt: off
+        self.ledger.append(
+            {
+                "step": [step.number] * sets, "set": self._sets, "l_before": column(step.losses),
+                "l_after": column(after), "measured": column(measured), "sum_phi": column(result.sum_phi),
+                "history": column(result.history), "uncovered": column(result.uncovered),
+                "predicted": column(predicted), "residual": column(None if measured is None else measured - predicted),
+                "cumulative_residual": column(cumulative), "lr": [step.lrs[0]] * sets, "clip": [result.clip] * sets,
+                "g_val_age": [step.age] * sets, "g_val_cosine": column(cosine), "g_val_ratio": column(ratio),
+                "order": [order] * sets, "v_state": [result.v_state] * sets, "skipped": [result.skipped] * sets,
+                "audit": [result.audit] * sets,
+            }
+        )
+        # fmt: on
+
+
+def step_schema(sets: list[str], compares: bool, wide: bool, metadata: Mapping[str, str]) -> Any:
     """Columns of the step log: one row per scored sample and step, one phi per validation set."""
     import pyarrow as pa
 
     fields = [
-        ("step", pa.int32()), ("sample_id", pa.int64()), ("microbatch", pa.int16()), ("lr", pa.float32()),
-        ("clip", pa.float32()), ("order", pa.int8()), ("v_state", pa.string()), ("skipped", pa.bool_()),
+        ("step", pa.int32()), ("sample_id", pa.int64()), ("microbatch", pa.int16()), ("rank", pa.int16()),
+        ("lr", pa.float32()), ("clip", pa.float32()), ("order", pa.int8()), ("v_state", pa.string()),
+        ("g_val_age", pa.int16()), ("skipped", pa.bool_()),
     ]  # fmt: skip
-    return pa.schema(fields + [(f"phi_{name}", pa.float32()) for name in sets], metadata={"sign": SIGN, **metadata})
+    number = pa.float64() if wide else pa.float32()
+    fields += [(f"phi_{name}", number) for name in sets]
+    fields += [(f"phi1_{name}", number) for name in sets if compares]
+    return pa.schema(fields, metadata={"sign": SIGN, **metadata})
 
 
 def ledger_schema(metadata: Mapping[str, str]) -> Any:
-    """Columns of the ledger: one row per step and validation set."""
+    """Columns of the ledger: one row per step and validation set.
+
+    l_before, l_after, measured, residual and cumulative_residual are null where the losses were not measured (between
+    refreshes); g_val_cosine and g_val_ratio, of the gradient refreshed to its successor, where none was refreshed;
+    audit where a step was not audited.
+    """
     import pyarrow as pa
 
     numbers = (
@@ -111,7 +253,8 @@ def ledger_schema(metadata: Mapping[str, str]) -> Any:
         "cumulative_residual", "lr", "clip",
     )  # fmt: skip
     fields = [("step", pa.int32()), ("set", pa.string())] + [(name, pa.float64()) for name in numbers]
-    fields += [("g_val_age", pa.int16()), ("order", pa.int8()), ("v_state", pa.string()), ("skipped", pa.bool_())]
+    fields += [("g_val_age", pa.int16()), ("g_val_cosine", pa.float64()), ("g_val_ratio", pa.float64())]
+    fields += [("order", pa.int8()), ("v_state", pa.string()), ("skipped", pa.bool_()), ("audit", pa.float64())]
     return pa.schema(fields, metadata={"sign": SIGN, **metadata})
 
 

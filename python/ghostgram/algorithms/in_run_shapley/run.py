@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.in_run_shapley.engine import InRunShapley, Validation
+from ghostgram.algorithms.in_run_shapley.engine import InRunShapley
+from ghostgram.algorithms.in_run_shapley.validation import Validation
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Losses and gradients of the validation sets at the current weights, leaving training as it was found."""
+"""Losses, gradients and curvature of the validation sets, leaving training as it was found."""
 
 from __future__ import annotations
 
@@ -7,47 +7,158 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Sets = Mapping[str, Callable[[nn.Module], Tensor]]
+Validation = Callable[[nn.Module], Tensor]
+Gradient = dict[nn.Parameter, Tensor]
+
+
+class RotatingPool:
+    """A validation set of which every step reads another part, so that no one sequence decides all signs.
+
+    Give it as a validation set. Parts are cut from seeded permutations of the pool, one after another, so that every
+    sequence has its turn before any has its second. A step's change of loss is measured on the part that it was scored
+    with, which takes one more forward per step than a fixed set.
+
+    Args:
+        loss: (model, indices) -> scalar loss of those members of the pool; indices is an int64 tensor (take,).
+        size: Members of the pool.
+        take: Members that a step reads; must not exceed size.
+        seed: Of the permutations.
+
+    Raises:
+        ValueError: take is not between 1 and size.
+    """
+
+    def __init__(self, loss: Callable[[nn.Module, Tensor], Tensor], size: int, take: int, seed: int = 0) -> None:
+        if not 1 <= take <= size:
+            raise ValueError(f"take: expected 1 to size = {size}, got {take}")
+        self._loss, self._size, self._take, self._seed = loss, size, take, seed
+        self._indices = self.part(0)
+
+    def part(self, step: int) -> Tensor:
+        """The members that a step reads, (take,) int64."""
+        turns = self._size // self._take  # parts per permutation; what is left over waits for the next one
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step // turns)
+        start = step % turns * self._take
+        return torch.randperm(self._size, generator=generator)[start : start + self._take]
+
+    def turn_to(self, step: int) -> None:
+        """Makes the pool read the part of a step."""
+        self._indices = self.part(step)
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """The loss of the part turned to."""
+        return self._loss(model, self._indices)
+
+
+class ValidationSets:
+    """K named validation sets, evaluated in evaluation mode with random states, modes and .grad left as found."""
+
+    def __init__(self, sets: Validation | Mapping[str, Validation]) -> None:
+        if not callable(sets) and not sets:
+            raise ValueError("validation: expected a callable or at least one named callable, got an empty mapping")
+        self._sets = {"validation": sets} if callable(sets) else dict(sets)
+        self.rotates = any(isinstance(each, RotatingPool) for each in self._sets.values())
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the sets, in order."""
+        return list(self._sets)
+
+    def turn_to(self, step: int) -> None:
+        """Makes rotating pools read the part of a step."""
+        for each in self._sets.values():
+            if isinstance(each, RotatingPool):
+                each.turn_to(step)
+
+    def losses(self, model: nn.Module) -> Tensor:
+        """(K,) float64 losses, without gradients."""
+        with _undisturbed(model, []), torch.no_grad():
+            return torch.stack([_scalar(name, loss(model)).double().cpu() for name, loss in self._sets.items()])
+
+    def gradients(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, list[Gradient]]:
+        """(K,) float64 losses, and for every set the gradient of its loss by parameter (zero where it has none)."""
+        losses, gradients = [], []
+        with _undisturbed(model, parameters), torch.enable_grad():
+            for name, function in self._sets.items():
+                for parameter in parameters:
+                    parameter.grad = None
+                loss = _scalar(name, function(model))
+                loss.backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach().double().cpu())
+                gradients.append({p: torch.zeros_like(p) if p.grad is None else p.grad for p in parameters})
+        return torch.stack(losses), gradients
+
+    def curvature(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter], vectors: Sequence[Mapping[nn.Parameter, Tensor]]
+    ) -> tuple[list[Gradient], list[list[Gradient]]]:
+        """For every set its gradient, and its Hessian times each vector.
+
+        Pins the math attention kernel: the others have no second derivative.
+        """
+        gradients, products = [], []
+        with _undisturbed(model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            for name, function in self._sets.items():
+                loss = _scalar(name, function(model))
+                try:
+                    grads = _differentiated(loss, parameters, None, create_graph=True)
+                    along = [_differentiated(grads, parameters, [v[p] for p in parameters]) for v in vectors]
+                except RuntimeError as error:
+                    raise RuntimeError(
+                        f"validation[{name!r}] cannot be differentiated twice ({error}): use curvature='midpoint', "
+                        "which needs first derivatives alone"
+                    ) from error
+                gradients.append({p: g.detach() for p, g in zip(parameters, grads, strict=True)})
+                products.append([dict(zip(parameters, each, strict=True)) for each in along])
+        return gradients, products
 
 
 @contextmanager
 def _undisturbed(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Evaluation mode inside; modes, random states and .grad outside exactly as before."""
     modes = [(module, module.training) for module in model.modules()]
-    grads = [(p, p.grad) for p in parameters]
-    devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with gradients_aside(parameters), random_states_kept(model):
         try:
             model.eval()
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
-            for parameter, grad in grads:
-                parameter.grad = grad
 
 
-def validation_losses(model: nn.Module, sets: Sets) -> Tensor:
-    """(K,) float64 losses, without gradients."""
-    with _undisturbed(model, []), torch.no_grad():
-        return torch.stack([_scalar(name, loss(model)).double().cpu() for name, loss in sets.items()])
+@contextmanager
+def gradients_aside(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """.grad is None inside, and outside exactly as before."""
+    grads = [(p, p.grad) for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        yield
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
 
 
-def validation_gradients(
-    model: nn.Module, sets: Sets, parameters: Sequence[nn.Parameter]
-) -> tuple[Tensor, list[dict[nn.Parameter, Tensor]]]:
-    """(K,) float64 losses, and for every set the gradient of its loss by parameter (zero where it has none)."""
-    losses, gradients = [], []
-    with _undisturbed(model, parameters), torch.enable_grad():
-        for name, function in sets.items():
-            for parameter in parameters:
-                parameter.grad = None
-            loss = _scalar(name, function(model))
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach().double().cpu())
-            gradients.append({p: torch.zeros_like(p) if p.grad is None else p.grad for p in parameters})
-    return torch.stack(losses), gradients
+@contextmanager
+def random_states_kept(model: nn.Module) -> Iterator[None]:
+    """Random states of the CPU and of the model's GPUs outside exactly as before."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _differentiated(
+    outputs: Tensor | Sequence[Tensor],
+    parameters: Sequence[nn.Parameter],
+    along: Sequence[Tensor] | None,
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """autograd.grad that leaves the graph for another one; zero for what the outputs do not depend on."""
+    return torch.autograd.grad(
+        outputs, parameters, along, retain_graph=True, create_graph=create_graph, allow_unused=True,
+        materialize_grads=True,
+    )  # fmt: skip
 
 
 def _scalar(name: str, loss: Tensor) -> Tensor:

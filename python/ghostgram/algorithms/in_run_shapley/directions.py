@@ -1,0 +1,181 @@
+"""The directions D_k of a step, and what its history did: phi_ik = -<g_i, D_k>.
+
+First order: D_k = P * grad l_k(w). Second order: D_k = P * [grad l_k(w) + H_k (h + Delta) / 2], by that Hessian-vector
+product or, cheaper and nearer to the truth, as P * grad l_k at the middle of the step, w + (h + Delta) / 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostgram.algorithms.in_run_shapley.linearize import linearize
+from ghostgram.algorithms.in_run_shapley.scaling import gathered
+from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
+
+Groups = Mapping[nn.Parameter, dict[str, Any]]
+Directions = dict[nn.Parameter, Tensor]
+
+
+def preconditioned(
+    optimizer: torch.optim.Optimizer,
+    groups: Groups,
+    gradients: list[Gradient],
+    scaled: Mapping[nn.Parameter, Tensor] | None,
+) -> Directions:
+    """P * gradient, (K, *shape) for every parameter; uses up the gradients.
+
+    Args:
+        optimizer: See `linearize`.
+        groups: parameter -> its param_group.
+        gradients: One per set.
+        scaled: The gradients that the optimizer will read, for P after the batch; None for P before it.
+    """
+    directions: Directions = {}
+    for group, parameters in together(groups, scaled):
+        grads = None if scaled is None else [scaled[p] for p in parameters]
+        Ps = [each.P for each in linearize(optimizer, group, parameters, grads)]
+        for p in parameters:
+            directions[p] = _stacked([gradient.pop(p) for gradient in gradients])
+        for k in range(len(gradients)):
+            torch._foreach_mul_([directions[p][k] for p in parameters], Ps)
+    return directions
+
+
+def histories(
+    optimizer: torch.optim.Optimizer,
+    groups: Groups,
+    gradients: list[Gradient],
+    scaled: Mapping[nn.Parameter, Tensor] | None,
+) -> Directions:
+    """<gradient_k, h>, (K,) on the CPU for every parameter that has a history."""
+    history: Directions = {}
+    for group, parameters in together(groups, scaled):
+        grads = None if scaled is None else [scaled[p] for p in parameters]
+        for p, (_, h) in zip(parameters, linearize(optimizer, group, parameters, grads), strict=True):
+            if h is not None:
+                history[p] = torch.stack([dot(gradient[p], h) for gradient in gradients])
+    return dict(zip(history, gathered(history.values()), strict=True))
+
+
+def at_the_middle(
+    optimizer: torch.optim.Optimizer,
+    groups: Groups,
+    sets: ValidationSets,
+    model: nn.Module,
+    scaled: Mapping[nn.Parameter, Tensor],
+    before: Tensor,
+) -> tuple[Directions, Tensor]:
+    """Second-order directions by one ordinary validation gradient at w + (h + Delta) / 2.
+
+    Differs from the Hessian form by O(|Delta|^3) and needs no second derivative, so that any attention kernel will do.
+    The weights are moved there and back to the bit, which takes a copy of them; P and h are computed again for each
+    use rather than held, which would take two more.
+
+    Args:
+        optimizer: See `linearize`.
+        groups: parameter -> its param_group.
+        sets: The validation sets.
+        model: The model, at w.
+        scaled: The gradients that the optimizer will read.
+        before: (K,) losses at w.
+
+    Returns:
+        The directions, and the history l_k(w + h) - l_k(w), (K,).
+    """
+    backup = {p: p.detach().clone() for p in scaled}
+
+    @torch.no_grad()
+    def move(share: float) -> bool:
+        """From w to w + h - share P G; says whether there is an h."""
+        has_history = False
+        for group, parameters in together(groups, scaled):
+            grads = [scaled[p] for p in parameters]
+            for p in parameters:
+                p.copy_(backup[p])
+            for p, grad, (P, h) in zip(parameters, grads, linearize(optimizer, group, parameters, grads), strict=True):
+                if h is not None:
+                    p.add_(h)
+                    has_history = True
+                if share:
+                    p.addcmul_(P.expand_as(p), grad, value=-share)
+        return has_history
+
+    try:
+        history = sets.losses(model) - before if move(0.0) else torch.zeros_like(before)
+        move(0.5)
+        gradients = sets.gradients(model, list(groups))[1]
+    finally:
+        with torch.no_grad():
+            for p, w in backup.items():
+                p.copy_(w)
+    backup.clear()
+    return preconditioned(optimizer, {p: groups[p] for p in scaled}, gradients, scaled), history
+
+
+def by_hessian(
+    optimizer: torch.optim.Optimizer,
+    groups: Groups,
+    sets: ValidationSets,
+    model: nn.Module,
+    scaled: Mapping[nn.Parameter, Tensor],
+) -> tuple[Directions, Tensor]:
+    """Second-order directions by Hessian-vector products along the step: the definition, for those who want U2 itself.
+
+    Returns:
+        The directions P * [g_k + H_k (h + Delta) / 2], and the history <g_k, h> + h^T H_k h / 2, (K,).
+    """
+    h: dict[nn.Parameter, Tensor] = {}
+    both: dict[nn.Parameter, Tensor] = {}  # (h + Delta) / 2 = h - P G / 2
+    for group, parameters in together(groups, scaled):
+        grads = [scaled[p] for p in parameters]
+        for p, grad, each in zip(parameters, grads, linearize(optimizer, group, parameters, grads), strict=True):
+            h[p] = torch.zeros_like(p) if each.h is None else each.h
+            both[p] = h[p] - 0.5 * each.P * grad
+    gradients, curved = sets.curvature(model, list(scaled), (both, h))
+    history = torch.zeros(len(gradients), dtype=torch.float64)
+    for k, (gradient, (H_both, H_h)) in enumerate(zip(gradients, curved, strict=True)):
+        history[k] = gathered(dot(gradient[p] + 0.5 * H_h[p], h[p]) for p in scaled).sum()
+        for p in scaled:
+            gradient[p] = gradient[p] + H_both[p]
+    return preconditioned(optimizer, {p: groups[p] for p in scaled}, gradients, scaled), history
+
+
+def together(
+    groups: Groups, present: Mapping[nn.Parameter, Tensor] | None = None
+) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
+    """Parameters of one group, device and dtype, as many at a time as make good use of one call.
+
+    On a GPU that is many, for every call has a price; on a CPU what a few take in cache, where they go through a dozen
+    calls. Those without a gradient in `present` are left out: the optimizer will not touch them.
+    """
+    held: list[nn.Parameter] = []
+    elements, kind = 0, None
+    for parameter, group in groups.items():
+        if present is not None and parameter not in present:
+            continue
+        limit = 1 << (20 if parameter.device.type == "cpu" else 24)
+        key = (id(group), parameter.device, parameter.dtype)
+        if held and (key != kind or elements + parameter.numel() > limit):
+            yield groups[held[0]], held
+            held, elements = [], 0
+        held.append(parameter)
+        elements, kind = elements + parameter.numel(), key
+    if held:
+        yield groups[held[0]], held
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> of tensors of one shape, in y's dtype."""
+    return torch.dot(x.flatten().to(y.dtype), y.flatten())
+
+
+def _stacked(gradients: list[Tensor]) -> Tensor:
+    """(K, *shape) in the dtype that sums are kept in; a single gradient is taken as it is, not copied."""
+    wide = torch.float64 if gradients[0].dtype == torch.float64 else torch.float32
+    if len(gradients) == 1:
+        return gradients[0].detach().to(wide).unsqueeze(0)
+    return torch.stack(gradients).detach().to(wide)

@@ -1,0 +1,308 @@
+"""What one optimizer step did for the validation sets: directions, dots, checks, values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ghostgram.algorithms.in_run_shapley import directions as ways
+from ghostgram.algorithms.in_run_shapley.audit import audited, check_sums
+from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
+from ghostgram.algorithms.in_run_shapley.linearize import state_is_ready
+from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch, RandomStates
+from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
+from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
+from ghostgram.taps import Coverage, Taps
+
+
+class Settings(NamedTuple):
+    """How steps are scored; see `InRunShapley`."""
+
+    order: int
+    v_state: str
+    curvature: str
+    late: str
+    refresh: int
+    audit_every: int
+    mark_failures: bool
+    compare_orders: bool
+
+
+@dataclass
+class Step:
+    """One optimizer step, from its validation pass to the next one's."""
+
+    number: int
+    lrs: list[float]
+    losses: Tensor | None  # (K,) float64 before the step; None between refreshes
+    gradients: list[Gradient]  # of the validation losses, one per set, while they are needed
+    age: int = 0  # steps since the validation gradient was taken
+    turned: tuple[Tensor, Tensor] | None = None  # cosine and norm ratio (K,) of the last gradient to this one
+    directions: Directions | None = None  # None: known only once the batch's gradient is
+    history: Directions = field(default_factory=dict)  # (K,) of every parameter that has one
+    microbatches: list[Microbatch] = field(default_factory=list)
+    record: GradientRecord | None = None
+    result: Result | None = None  # once the optimizer has stepped
+
+
+class Result(NamedTuple):
+    """What a step's log rows and ledger rows are made of; sums over sets are (K,) float64."""
+
+    phis: list[Tensor]
+    """Per microbatch (rows, K) float64."""
+    first_order: list[Tensor] | None
+    """The same of order 1 and the same P, if orders are compared."""
+    history: Tensor
+    uncovered: Tensor
+    clip: float
+    v_state: str
+    audit: float | None
+    """Largest error of an audited dot over the size of its terms; None for steps not audited."""
+    skipped: bool = False
+
+    @property
+    def sum_phi(self) -> Tensor:
+        """(K,) over all samples."""
+        return torch.stack([phi.sum(0) for phi in self.phis]).sum(0)
+
+
+class Scorer:
+    """Scores one step after another; it keeps no log."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sets: ValidationSets,
+        coverage: Coverage,
+        groups: ways.Groups,
+        settings: Settings,
+    ) -> None:
+        self.model, self.optimizer, self.sets, self.coverage, self.settings = model, optimizer, sets, coverage, settings
+        self.groups = groups
+        self.taps = Taps(coverage, list(coverage.scored.values()))
+        self.names = {p: n for n, p in (coverage.scored | coverage.fallback | coverage.excluded).items()}
+        self._fallback = list(coverage.fallback.values())
+        self._held: list[Gradient] = []  # the validation gradient between refreshes
+        self._age = 0
+
+    # Phases of a step ------------------------------------------------------------------------------------------------
+
+    def open(self, number: int) -> Step:
+        """Before the first forward: the validation pass, and the directions if they are known already."""
+        settings = self.settings
+        self.sets.turn_to(number)
+        step = Step(number, self._lrs(), None, [])
+        if settings.order == 2 and settings.curvature == "midpoint" and not settings.compare_orders:
+            step.losses = self.sets.losses(self.model)
+        elif self._held and self._age + 1 < settings.refresh:
+            self._age += 1
+            step.age, step.gradients = self._age, self._held
+        else:
+            step.losses, step.gradients = self.sets.gradients(self.model, list(self.groups))
+            if settings.refresh > 1:
+                step.turned = _turned(self._held, step.gradients) if self._held else None
+                self._held, self._age = step.gradients, 0
+        if settings.order == 1 and settings.v_state == "pre" and self._state_is_ready():
+            step.directions = self._first_order(step, None)
+        return step
+
+    @contextmanager
+    def backward(
+        self, step: Step, ids: list[int], losses: Losses | None, segments: Tensor | None, accumulating: bool
+    ) -> Iterator[None]:
+        """Around one forward and backward of the step."""
+        microbatch = Microbatch(ids, losses, segments)
+        microbatch.way = self._way(step, microbatch, accumulating)
+        if losses is not None:
+            microbatch.states = RandomStates(self.model)
+        if step.directions is not None:
+            self._ask_oracle(step, microbatch, step.directions)
+        if microbatch.way in ("early", "stored"):
+            with microbatch.scored(self.taps, step.directions):
+                yield
+        else:
+            yield
+        if microbatch.way in ("early", "stored"):
+            microbatch.losses = None  # which holds on to the batch
+        step.microbatches.append(microbatch)
+
+    def close_backward(self, step: Step) -> None:
+        """After the last backward of the step: what the gradients are before anything scales them."""
+        if not step.microbatches:
+            raise RuntimeError("no samples were scored in this step: pass ids to step(), or use samples(ids) inside it")
+        step.record = GradientRecord(self.groups)
+        if step.directions is not None:
+            for microbatch in step.microbatches:
+                microbatch.fetch()
+            self._check(step, step.directions, {})
+
+    def close(self, step: Step) -> None:
+        """The optimizer is about to step: the scale of every gradient is known now, and so are the values."""
+        assert step.record is not None
+        if (lrs := self._lrs()) != step.lrs:
+            raise RuntimeError(
+                f"the learning rates changed from {step.lrs} to {lrs} between shapley.step() and optimizer.step()"
+            )
+        scales = step.record.scales(self.names)
+        directions, v_state, history = step.directions, "pre", torch.zeros(len(self.sets.names), dtype=torch.float64)
+        if directions is None:
+            scaled = {p: p.grad for p in self.groups if p.grad is not None}
+            v_state = "post"
+            directions, history = self._late_directions(step, scaled)
+            for microbatch in step.microbatches:
+                self._take_late(step, microbatch, directions)
+            self._check(step, directions, scales)
+        for parameter, carried in step.history.items():
+            if parameter.grad is not None:  # else the optimizer skips it: neither momentum nor decay move it
+                history = history + carried
+        phis = [-self._total(microbatch, scales) for microbatch in step.microbatches]
+        audit = audited(self, step, directions)
+        sets = len(history)
+        uncovered = torch.zeros_like(history)
+        left_out = [
+            (p.grad, d) for p in self.coverage.excluded.values() if p.grad is not None for d in directions[p][:sets]
+        ]
+        if left_out:
+            uncovered -= gathered(dot(grad, d) for grad, d in left_out).view(-1, sets).sum(0)
+        first_order = [phi[:, sets:] for phi in phis] if self.settings.compare_orders else None
+        step.result = Result(
+            [phi[:, :sets] for phi in phis], first_order, history, uncovered, min(scales.values(), default=1.0),
+            v_state, audit,
+        )  # fmt: skip
+        step.directions, step.gradients, step.record = None, [], None
+        step.microbatches = [Microbatch(m.ids, segments=m.segments) for m in step.microbatches]
+
+    def skip(self, step: Step) -> None:
+        """A step that the optimizer never took moved nothing."""
+        nothing = torch.zeros(len(self.sets.names), dtype=torch.float64)
+        phis = [torch.zeros(len(m.ids), len(nothing), dtype=torch.float64) for m in step.microbatches]
+        compared = phis if self.settings.compare_orders else None
+        step.result = Result(phis, compared, nothing, nothing, 1.0, self.settings.v_state, None, skipped=True)
+
+    def held(self) -> dict[str, Any]:
+        """The validation gradient that later steps will use again, for a checkpoint."""
+        named = [{self.names[p]: g for p, g in gradient.items()} for gradient in self._held]
+        return {"gradients": named, "age": self._age}
+
+    def hold(self, held: Mapping[str, Any]) -> None:
+        """Takes back what `held` gave."""
+        self._held = [{p: gradient[n].to(p.device) for p, n in self.names.items()} for gradient in held["gradients"]]
+        self._age = int(held["age"])
+
+    # Directions ------------------------------------------------------------------------------------------------------
+
+    def _first_order(self, step: Step, scaled: Mapping[nn.Parameter, Tensor] | None) -> Directions:
+        """P * grad l_k, and the history into the step."""
+        step.history = ways.histories(self.optimizer, self.groups, step.gradients, scaled)
+        held = self.settings.refresh > 1
+        gradients = [{p: g.clone() for p, g in each.items()} if held else each for each in step.gradients]
+        step.gradients = []
+        return ways.preconditioned(self.optimizer, self.groups, gradients, scaled)
+
+    def _late_directions(self, step: Step, scaled: Mapping[nn.Parameter, Tensor]) -> tuple[Directions, Tensor]:
+        """Directions that depend on the batch's own gradient, and the history where order 2 gives it as a sum."""
+        settings = self.settings
+        nothing = torch.zeros(len(self.sets.names), dtype=torch.float64)
+        if settings.order == 1:
+            return self._first_order(step, scaled), nothing
+        common = (self.optimizer, self.groups, self.sets, self.model, scaled)
+        if settings.curvature == "hvp":
+            directions, history = ways.by_hessian(*common)
+        else:
+            assert step.losses is not None
+            directions, history = ways.at_the_middle(*common, before=step.losses)
+        if settings.compare_orders:
+            first = ways.preconditioned(self.optimizer, self.groups, step.gradients, scaled)
+            directions = {p: torch.cat([d, first[p]]) for p, d in directions.items()}
+        return directions, history
+
+    # Dots ------------------------------------------------------------------------------------------------------------
+
+    def _way(self, step: Step, microbatch: Microbatch, accumulating: bool) -> str:
+        if step.directions is not None:
+            return "early"
+        way = self.settings.late
+        if way == "auto":
+            way = "replay" if accumulating and microbatch.losses is not None else "stored"
+        if way != "stored" and microbatch.losses is None:
+            raise ValueError(f"losses: expected a callable that computes the loss again, for late={way!r}; got None")
+        return way
+
+    def _take_late(self, step: Step, microbatch: Microbatch, directions: Directions) -> None:
+        self._ask_oracle(step, microbatch, directions)
+        if microbatch.way == "stored":
+            microbatch.dots = Taps.contract(microbatch.kept, directions)
+            microbatch.kept = []
+        elif microbatch.way == "replay":
+            microbatch.replayed(self.taps, directions, list(self.groups))
+        else:
+            along = {p: d for p, d in directions.items() if p not in self.coverage.excluded.values()}
+            microbatch.joint = microbatch.derivatives(self.model, along)
+        microbatch.fetch()
+
+    def _ask_oracle(self, step: Step, microbatch: Microbatch, directions: Directions) -> None:
+        """The dots that forward-mode passes give: of parameters without a tap, and of all of them for an audit."""
+        if self._fallback and microbatch.way != "forward":
+            along = {p: directions[p] for p in self._fallback if p in directions}
+            microbatch.joint = microbatch.derivatives(self.model, along)
+        if self.audits(step):
+            scored = [*self.coverage.scored.values(), *self._fallback]
+            microbatch.oracle = microbatch.derivatives(
+                self.model, {p: directions[p] for p in scored if p in directions}
+            )
+
+    def audits(self, step: Step) -> bool:
+        """Whether a step's dots are compared with the oracle's."""
+        every = self.settings.audit_every
+        return bool(every) and step.number % every == 0
+
+    def _total(self, microbatch: Microbatch, scales: Mapping[nn.Parameter, float]) -> Tensor:
+        """(rows, K) sum over parameters of scale * dots."""
+        total = torch.zeros(0)
+        if microbatch.dots:
+            factors = torch.tensor([scales.get(p, 1.0) for p in microbatch.dots], dtype=torch.float64)
+            total = torch.tensordot(factors, torch.stack(list(microbatch.dots.values())), 1)
+        if microbatch.joint is None:
+            return total
+        joint = self._common_scale(scales, microbatch) * microbatch.joint
+        return joint + total if microbatch.dots else joint
+
+    def _common_scale(self, scales: Mapping[nn.Parameter, float], microbatch: Microbatch) -> float:
+        """The one factor between backward and step of the gradients whose dots are known only together."""
+        together = self._fallback if microbatch.dots else [*self.coverage.scored.values(), *self._fallback]
+        found = [scales[p] for p in together if p in scales]
+        if max(found, default=1.0) - min(found, default=1.0) > 1e-5 * max(found, default=1.0):
+            raise RuntimeError(
+                "gradients of parameters scored by forward mode were scaled by different factors "
+                f"({min(found):.6g} to {max(found):.6g}): clip them together"
+            )
+        return found[0] if found else 1.0
+
+    def _check(self, step: Step, directions: Directions, scales: Mapping[nn.Parameter, float]) -> None:
+        assert step.record is not None
+        sources = [m.dots for m in step.microbatches]
+        check_sums(self, sources, [m.joint for m in step.microbatches], directions, step.record, scales)
+
+    def _lrs(self) -> list[float]:
+        return [float(g["lr"]) for g in self.optimizer.param_groups]
+
+    def _state_is_ready(self) -> bool:
+        return all(state_is_ready(self.optimizer, p) for p in self.groups)
+
+
+def _turned(old: Sequence[Gradient], new: Sequence[Gradient]) -> tuple[Tensor, Tensor]:
+    """Cosine of and norm ratio old / new of every set's gradient, (K,): what a refresh finds it had drifted by."""
+    products = torch.stack(
+        [
+            torch.stack([gathered(dot(x[p], y[p]) for p in b).sum() for x, y in ((a, b), (a, a), (b, b))])
+            for a, b in zip(old, new, strict=True)
+        ]
+    )
+    across, before, after = products.unbind(1)
+    return across / (before * after).sqrt(), (before / after).sqrt()
