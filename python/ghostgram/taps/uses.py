@@ -72,18 +72,21 @@ class DenseUse(Use):
 
     def dots(self, D: Tensor) -> Tensor:
         """By a matrix product."""
-        return self.gradients.flatten(1).to(D.dtype) @ D.flatten(1).T
+        with exact(D):
+            return self.gradients.flatten(1).to(D.dtype) @ D.flatten(1).T
 
     def gradient(self, weights: Tensor) -> Tensor:
         """By a matrix product."""
-        return (weights.to(self.gradients) @ self.gradients.flatten(1)).view(self.gradients.shape[1:])
+        with exact(self.gradients):
+            return (weights.to(self.gradients) @ self.gradients.flatten(1)).view(self.gradients.shape[1:])
 
     def gram(self, other: Use, scale: Scale) -> Tensor:
         """By a matrix product."""
         if not isinstance(other, DenseUse):
             return super().gram(other, scale)
         left, right = ((each.gradients * scale).flatten(1) for each in (self, other))
-        return left @ right.T
+        with exact(left):
+            return left @ right.T
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,12 @@ class MatrixUse(Use):
             dots: Tensor = _torch.call("grad_stats", self.a, self.b, D, False, False, "auto")[2]
             return dots
         a, b = self.a.flatten(0, 1), self.b.flatten(0, 1)
-        # By way of the narrower side, whose products with D are the temporary.
-        if a.shape[-1] <= b.shape[-1]:
-            scores = [((b.to(D_k.dtype) @ D_k) * a).sum(1) for D_k in D]
-        else:
-            scores = [((a.to(D_k.dtype) @ D_k.T) * b).sum(1) for D_k in D]
+        with exact(a):
+            # By way of the narrower side, whose products with D are the temporary.
+            if a.shape[-1] <= b.shape[-1]:
+                scores = [((b.to(D_k.dtype) @ D_k) * a).sum(1) for D_k in D]
+            else:
+                scores = [((a.to(D_k.dtype) @ D_k.T) * b).sum(1) for D_k in D]
         return by_row(torch.stack(scores, 1), self.segments, self.rows)
 
     def gradient(self, weights: Tensor) -> Tensor:
@@ -172,7 +176,8 @@ class TableUse(Use):
         for some in used.split(max(1, AT_ONCE // (2 * self.rows * self.b.shape[-1]))):
             of_some = scale[some] if isinstance(scale, Tensor) else scale
             left, right = ((each._gradients(some) * of_some).flatten(1) for each in (self, other))
-            gram += left @ right.T
+            with exact(left):
+                gram += left @ right.T
         return gram
 
     def _gradients(self, some: Tensor) -> Tensor:
@@ -234,6 +239,11 @@ def by_row(parts: Tensor, segments: Tensor | None, rows: int) -> Tensor:
     # Positions of no document go to a row that is cut off: no mask, whose size would depend on the data.
     summed = parts.new_zeros(rows + 1, *parts.shape[1:]).index_add(0, torch.where(target < 0, rows, target), parts)
     return summed[:rows]
+
+
+def exact(x: Tensor) -> torch.autocast:
+    """Keeps autocast, inside which backward may have been called, from rounding products to 16 bits."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def sums(x: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,8 +16,12 @@ from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
 from ghostgram.algorithms.in_run_shapley.linearize import state_is_ready
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch, RandomStates
 from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
+from ghostgram.algorithms.in_run_shapley.select import StepCurvature
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
 from ghostgram.taps import Coverage, Taps
+
+Selection = Callable[[Microbatch, Directions], AbstractContextManager[None]]
+"""Around a backward that is scored along the directions, and whose samples are chosen then."""
 
 
 class Settings(NamedTuple):
@@ -55,6 +59,8 @@ class Result(NamedTuple):
 
     phis: list[Tensor]
     """Per microbatch (rows, K) float64."""
+    candidates: list[Tensor | None]
+    """The same at weight 1, where an online selection has chosen."""
     first_order: list[Tensor] | None
     """The same of order 1 and the same P, if orders are compared."""
     history: Tensor
@@ -90,6 +96,7 @@ class Scorer:
         self._fallback = list(coverage.fallback.values())
         self._held: list[Gradient] = []  # the validation gradient between refreshes
         self._age = 0
+        self.curvature: StepCurvature | None = None  # once a selection wants it
 
     # Phases of a step ------------------------------------------------------------------------------------------------
 
@@ -105,6 +112,8 @@ class Scorer:
             step.age, step.gradients = self._age, self._held
         else:
             step.losses, step.gradients = self.sets.gradients(self.model, list(self.groups))
+            if self.curvature is not None:
+                self.curvature.see(step.gradients)
             if settings.refresh > 1:
                 step.turned = _turned(self._held, step.gradients) if self._held else None
                 self._held, self._age = step.gradients, 0
@@ -114,16 +123,25 @@ class Scorer:
 
     @contextmanager
     def backward(
-        self, step: Step, ids: list[int], losses: Losses | None, segments: Tensor | None, accumulating: bool
+        self,
+        step: Step,
+        ids: list[int],
+        losses: Losses | None,
+        segments: Tensor | None,
+        accumulating: bool,
+        selection: Selection | None = None,
     ) -> Iterator[None]:
-        """Around one forward and backward of the step."""
+        """Around one forward and backward of the step, all of whose samples count unless a selection chooses."""
         microbatch = Microbatch(ids, losses, segments)
         microbatch.way = self._way(step, microbatch, accumulating)
         if losses is not None:
             microbatch.states = RandomStates(self.model)
         if step.directions is not None:
             self._ask_oracle(step, microbatch, step.directions)
-        if microbatch.way in ("early", "stored"):
+        if selection is not None and step.directions is not None:
+            with selection(microbatch, step.directions):
+                yield
+        elif microbatch.way in ("early", "stored"):
             with microbatch.scored(self.taps, step.directions):
                 yield
         else:
@@ -161,7 +179,10 @@ class Scorer:
         for parameter, carried in step.history.items():
             if parameter.grad is not None:  # else the optimizer skips it: neither momentum nor decay move it
                 history = history + carried
-        phis = [-self._total(microbatch, scales) for microbatch in step.microbatches]
+        at_one = [-self._total(microbatch, scales) for microbatch in step.microbatches]
+        weights = [microbatch.weights for microbatch in step.microbatches]
+        phis = [phi if w is None else w[:, None] * phi for phi, w in zip(at_one, weights, strict=True)]
+        candidates = [None if w is None else phi for phi, w in zip(at_one, weights, strict=True)]
         audit = audited(self, step, directions)
         sets = len(history)
         uncovered = torch.zeros_like(history)
@@ -172,18 +193,21 @@ class Scorer:
             uncovered -= gathered(dot(grad, d) for grad, d in left_out).view(-1, sets).sum(0)
         first_order = [phi[:, sets:] for phi in phis] if self.settings.compare_orders else None
         step.result = Result(
-            [phi[:, :sets] for phi in phis], first_order, history, uncovered, min(scales.values(), default=1.0),
-            v_state, audit,
+            [phi[:, :sets] for phi in phis], candidates, first_order, history, uncovered,
+            min(scales.values(), default=1.0), v_state, audit,
         )  # fmt: skip
         step.directions, step.gradients, step.record = None, [], None
-        step.microbatches = [Microbatch(m.ids, segments=m.segments) for m in step.microbatches]
+        step.microbatches = [Microbatch(m.ids, segments=m.segments, weights=m.weights) for m in step.microbatches]
 
     def skip(self, step: Step) -> None:
         """A step that the optimizer never took moved nothing."""
         nothing = torch.zeros(len(self.sets.names), dtype=torch.float64)
         phis = [torch.zeros(len(m.ids), len(nothing), dtype=torch.float64) for m in step.microbatches]
         compared = phis if self.settings.compare_orders else None
-        step.result = Result(phis, compared, nothing, nothing, 1.0, self.settings.v_state, None, skipped=True)
+        candidates = [None if m.weights is None else phi for m, phi in zip(step.microbatches, phis, strict=True)]
+        step.result = Result(
+            phis, candidates, compared, nothing, nothing, 1.0, self.settings.v_state, None, skipped=True
+        )
 
     def held(self) -> dict[str, Any]:
         """The validation gradient that later steps will use again, for a checkpoint."""
@@ -286,7 +310,7 @@ class Scorer:
 
     def _check(self, step: Step, directions: Directions, scales: Mapping[nn.Parameter, float]) -> None:
         assert step.record is not None
-        sources = [m.dots for m in step.microbatches]
+        sources = [m.weighted_dots for m in step.microbatches]
         check_sums(self, sources, [m.joint for m in step.microbatches], directions, step.record, scales)
 
     def _lrs(self) -> list[float]:
