@@ -1,7 +1,7 @@
 """A training step with In-Run Data Shapley beside the plain one: what it costs, in which part, and in memory.
 
-Every part is a share of the plain step's time; `layers` is what remains: forward and backward of tapped layers, against
-those of plain ones.
+Every part is a share of the plain step's time; `rest` is what remains: forward and backward of tapped layers against
+those of plain ones, the way to the middle of the step and back, sums.
 """
 
 from __future__ import annotations
@@ -24,37 +24,43 @@ import torch
 from tiny_lm import BYTES, TinyLM, next_byte_loss
 
 import ghostgram as gg
-from ghostgram.algorithms.in_run_shapley import engine
+from ghostgram.algorithms.in_run_shapley import directions, log, scoring, validation
 
 WIDTH, LAYERS, HEADS = 768, 4, 12
 SAMPLES, TOKENS, VALIDATION = 16, 256, 1
 ROUNDS = 5
 
+WAYS: dict[str, dict[str, Any]] = {
+    "order 1": {"order": 1},
+    "order 2": {"order": 2, "late": "stored"},
+    "order 2 replayed": {"order": 2, "late": "replay"},
+}
 PARTS = {
-    "validation pass": (engine, "validation_gradients"),
-    "linearisation": (engine.InRunShapley, "_linearised"),
-    "gradient norms, sum check": (engine.InRunShapley, "_close_backward"),
-    "values": (engine.InRunShapley, "_before_optimizer"),
-    "log": (engine.InRunShapley, "_finish_step"),
+    "validation gradients": [(validation.ValidationSets, "gradients")],
+    "validation losses": [(validation.ValidationSets, "losses")],
+    "directions": [(directions, "preconditioned"), (directions, "histories")],
+    "late dots": [(scoring.Scorer, "_take_late")],
+    "gradient norms, sum check": [(scoring.GradientRecord, "__init__"), (scoring.Scorer, "_check")],
+    "log": [(log.RunLog, "samples"), (log.RunLog, "change")],
 }
 
 
 class Trainee:
     """One copy of the model and its optimizer, trained with or without valuation."""
 
-    def __init__(self, model: TinyLM, autocast: bool, validation: torch.Tensor | None) -> None:
+    def __init__(self, model: TinyLM, autocast: bool, way: str, validation: torch.Tensor) -> None:
         self.model = model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.1, foreach=True)
         self.loss = torch.autocast("cpu", torch.bfloat16, enabled=autocast)(next_byte_loss)
         self.shapley = None
-        if validation is not None:
-            self.shapley = gg.InRunShapley(self.model, self.optimizer, partial(self.loss, text=validation))
+        if way != "plain":
+            self.shapley = gg.InRunShapley(self.model, self.optimizer, partial(self.loss, text=validation), **WAYS[way])
 
     def step(self, text: torch.Tensor) -> None:
         if self.shapley is None:
             self.loss(self.model, text).backward()
         else:
-            with self.shapley.step(ids=range(len(text))):
+            with self.shapley.step(ids=range(len(text)), losses=lambda: self.loss(self.model, text)):
                 self.loss(self.model, text).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -66,11 +72,11 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(BYTES, (SAMPLES + VALIDATION, TOKENS + 1)).split([SAMPLES, VALIDATION])
 
 
-def trainee(which: str, dtype: str, validation: torch.Tensor) -> Trainee:
-    """The "plain" or the "scored" one; alike, and past Adam's first step, which has no second moment to go by."""
+def trainee(way: str, dtype: str, validation: torch.Tensor) -> Trainee:
+    """A "plain" one or one of `WAYS`, all alike."""
     torch.manual_seed(0)
     model = TinyLM(WIDTH, LAYERS, HEADS, TOKENS)
-    return Trainee(model, dtype == "bfloat16", validation if which == "scored" else None)
+    return Trainee(model, dtype == "bfloat16", way, validation)
 
 
 @contextmanager
@@ -88,16 +94,18 @@ def timed_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[floa
         return call
 
     with monkeypatch.context() as patch:
-        for name, (owner, attribute) in PARTS.items():
-            patch.setattr(owner, attribute, timed(name, getattr(owner, attribute)))
+        for name, targets in PARTS.items():
+            for owner, attribute in targets:
+                patch.setattr(owner, attribute, timed(name, getattr(owner, attribute)))
         yield seconds
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def bench_step(benchmark, record, monkeypatch, dtype):
-    text, validation = batch()
-    plain, scored = (trainee(which, dtype, validation) for which in ("plain", "scored"))
-    scored.step(text)
+@pytest.mark.parametrize("way", WAYS)
+def bench_step(benchmark, record, monkeypatch, way, dtype):
+    text, held_out = batch()
+    plain, scored = trainee("plain", dtype, held_out), trainee(way, dtype, held_out)
+    scored.step(text)  # Adam's first step has no second moment to go by
     plain_seconds: list[float] = []
 
     def plain_step() -> None:
@@ -109,36 +117,37 @@ def bench_step(benchmark, record, monkeypatch, dtype):
         benchmark.pedantic(scored.step, args=(text,), setup=plain_step, rounds=ROUNDS, warmup_rounds=1)
     plain_time = statistics.median(plain_seconds[1:])
     ratio = benchmark.stats.stats.median / plain_time
-    shares = {name: statistics.median(parts[name][1:]) / plain_time for name in PARTS}
+    shares = {name: sum(parts[name]) / (ROUNDS + 1) / plain_time for name in PARTS}
     record(
+        way=way,
         dtype=dtype,
         plain_ms=1e3 * plain_time,
         ratio=ratio,
         **shares,
-        layers=ratio - 1 - sum(shares.values()),
-        **memory(dtype),
+        rest=ratio - 1 - sum(shares.values()),
+        **memory(way, dtype),
     )
 
 
-def memory(dtype: str) -> dict[str, float]:
+def memory(way: str, dtype: str) -> dict[str, float]:
     """A scored process' peak over a plain one's, less what both hold before they have a model.
 
     `peak_memory` is what the system sees: with glibc's malloc that includes what is free, but lies between blocks in
     use. In `live_memory` freed blocks go back at once, so that the peak is what is alive: in later steps, and over the
     plain process' later steps too in Adam's first one, which keeps every layer's (a, b).
     """
-    seen = {which: peaks(which, dtype) for which in ("scored", "plain")}
-    live = {which: peaks(which, dtype, MALLOC_MMAP_THRESHOLD_="65536") for which in ("scored", "plain")}
+    seen = {which: peaks(which, dtype) for which in (way, "plain")}
+    live = {which: peaks(which, dtype, MALLOC_MMAP_THRESHOLD_="65536") for which in (way, "plain")}
     return {
-        "peak_memory": max(seen["scored"]) / max(seen["plain"]),
-        "live_memory": live["scored"][1] / live["plain"][1],
-        "live_memory_first_step": live["scored"][0] / live["plain"][1],
+        "peak_memory": max(seen[way]) / max(seen["plain"]),
+        "live_memory": live[way][1] / live["plain"][1],
+        "live_memory_first_step": live[way][0] / live["plain"][1],
     }
 
 
-def peaks(which: str, dtype: str, **env: str) -> list[int]:
+def peaks(way: str, dtype: str, **env: str) -> list[int]:
     """KiB that a process adds at most to what it holds before it has a model: in the first step, and in later ones."""
-    command = [sys.executable, __file__, which, dtype]
+    command = [sys.executable, __file__, way, dtype]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "examples")} | env
     output = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
     return [int(word) for word in output.split()]
@@ -152,8 +161,8 @@ def high_water() -> int:
 
 if __name__ == "__main__":
     before = high_water()
-    text, validation = batch()
-    learner = trainee(sys.argv[1], sys.argv[2], validation)
+    text, held_out = batch()
+    learner = trainee(sys.argv[1], sys.argv[2], held_out)
     learner.step(text)
     print(high_water() - before)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew

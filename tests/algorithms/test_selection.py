@@ -264,6 +264,21 @@ def test_under_autocast():
     assert shapley.step_log().num_rows == BATCH
 
 
+def test_under_compile():
+    torch._dynamo.reset()
+    model, batch = Small(), regression(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(7, 2)))
+    compiled = torch.compile(model, backend="aot_eager")
+    for _ in range(2):
+        with shapley.select(range(6), 3) as chosen:
+            mse(compiled, batch).backward()
+        rows = chosen.rows
+        assert_same_gradients(model, two_pass(model, [mse(model, (batch[0][rows], batch[1][rows]))]), 1e-10)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 # A GradScaler, Adam's first step, a measured curvature, audits -------------------------------------------------------
 
 

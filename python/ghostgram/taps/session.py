@@ -227,6 +227,7 @@ class Taps:
             )
 
     @staticmethod
+    @torch.no_grad()
     def contract(kept: Kept, directions: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """The dots of uses kept by a `samples` without directions."""
         dots: dict[nn.Parameter, Tensor] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ def in_run_shapley(
     loss: Callable[[nn.Module, Any], Tensor],
     *,
     ids: Callable[[Any], Tensor | Sequence[int]] = lambda batch: batch["id"],
+    shares: Callable[[nn.Module, Any], Tensor] | None = None,
+    order: int = 1,
     max_norm: float | None = None,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     log: str | Path | None = None,
-    v_state: str = "pre",
-    exclude: Sequence[str] = (),
     on_step: Callable[[int, float], None] | None = None,
+    **options: Any,
 ) -> ShapleyResult:
     """Trains a model on batches and values every sample of every batch on the way.
 
@@ -55,20 +57,22 @@ def in_run_shapley(
         validation: A callable model -> scalar loss, or a dict of them.
         loss: (model, batch) -> scalar training loss.
         ids: batch -> (B,) integer sample ids; by default the batch's "id".
+        shares: (model, batch) -> (B,) every sample's share of that loss, whose sum it is; needed for late="forward",
+            fallback="jvp" and audits.
+        order: 1 or 2.
         max_norm: Clip the global gradient norm to this before each step.
         scheduler: Stepped after the optimizer.
         log: Folder for the Parquet log.
-        v_state: See `InRunShapley`.
-        exclude: See `InRunShapley`.
         on_step: Called with the step's number and training loss; for progress bars.
+        **options: Passed to `InRunShapley`.
 
     Returns:
         A `ShapleyResult`.
     """
-    shapley = InRunShapley(model, optimizer, validation, log=log, v_state=v_state, exclude=exclude)
-    losses = []
+    shapley = InRunShapley(model, optimizer, validation, order, log, **options)
+    losses, again = [], shares or loss
     for number, batch in enumerate(batches):
-        with shapley.step(ids=ids(batch)):
+        with shapley.step(ids=ids(batch), losses=partial(again, model, batch)):
             value = loss(model, batch)
             value.backward()  # type: ignore[no-untyped-call]
         if max_norm is not None:

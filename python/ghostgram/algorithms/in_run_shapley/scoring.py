@@ -146,8 +146,6 @@ class Scorer:
                 yield
         else:
             yield
-        if microbatch.way in ("early", "stored"):
-            microbatch.losses = None  # which holds on to the batch
         step.microbatches.append(microbatch)
 
     def close_backward(self, step: Step) -> None:
@@ -179,7 +177,7 @@ class Scorer:
         for parameter, carried in step.history.items():
             if parameter.grad is not None:  # else the optimizer skips it: neither momentum nor decay move it
                 history = history + carried
-        at_one = [-self._total(microbatch, scales) for microbatch in step.microbatches]
+        at_one = [-self._total(step, microbatch, scales) for microbatch in step.microbatches]
         weights = [microbatch.weights for microbatch in step.microbatches]
         phis = [phi if w is None else w[:, None] * phi for phi, w in zip(at_one, weights, strict=True)]
         candidates = [None if w is None else phi for phi, w in zip(at_one, weights, strict=True)]
@@ -286,7 +284,7 @@ class Scorer:
         every = self.settings.audit_every
         return bool(every) and step.number % every == 0
 
-    def _total(self, microbatch: Microbatch, scales: Mapping[nn.Parameter, float]) -> Tensor:
+    def _total(self, step: Step, microbatch: Microbatch, scales: Mapping[nn.Parameter, float]) -> Tensor:
         """(rows, K) sum over parameters of scale * dots."""
         total = torch.zeros(0)
         if microbatch.dots:
@@ -294,13 +292,14 @@ class Scorer:
             total = torch.tensordot(factors, torch.stack(list(microbatch.dots.values())), 1)
         if microbatch.joint is None:
             return total
-        joint = self._common_scale(scales, microbatch) * microbatch.joint
+        joint = self._common_scale(step, scales, microbatch) * microbatch.joint
         return joint + total if microbatch.dots else joint
 
-    def _common_scale(self, scales: Mapping[nn.Parameter, float], microbatch: Microbatch) -> float:
+    def _common_scale(self, step: Step, scales: Mapping[nn.Parameter, float], microbatch: Microbatch) -> float:
         """The one factor between backward and step of the gradients whose dots are known only together."""
         together = self._fallback if microbatch.dots else [*self.coverage.scored.values(), *self._fallback]
-        found = [scales[p] for p in together if p in scales]
+        assert step.record is not None
+        found = [scales[p] for p in together if step.record.norm(p)]  # a zero gradient has no scale
         if max(found, default=1.0) - min(found, default=1.0) > 1e-5 * max(found, default=1.0):
             raise RuntimeError(
                 "gradients of parameters scored by forward mode were scaled by different factors "
