@@ -1,27 +1,25 @@
 """What a backward leaves of every sample's gradient, use by use of a parameter: enough to contract, to sum, to pair.
 
-A parameter's per-sample gradient is the sum over its uses (a tied weight has several), and so is everything linear in
-it: dots and weighted sums add up over uses, Gram matrices over pairs of uses.
+A parameter's per-sample gradient is the sum over its uses (a tied weight has several), and so is all that is linear in
+it: dots, weighted sums, and parts of the gradients themselves, whose products are Gram matrices.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.ops.cost_model import DIRECTIONS_AT_ONCE
-from ghostgram.ops.grad_gram import grad_gram
 
 Scale = Tensor | float
 """What per-sample gradients are multiplied by, elementwise: a number, or a tensor of the parameter's shape."""
 
-AT_ONCE = 1 << 26
-"""Elements of per-sample gradients that are materialised at a time: 256 MiB of float32."""
+AT_ONCE = 1 << 22
+"""Elements of per-sample gradients that are formed at a time: 16 MiB of float32."""
 
 
 class Use(ABC):
@@ -42,17 +40,9 @@ class Use(ABC):
             weights: (rows,) floating point, on the CPU.
         """
 
-    def gram(self, other: Use, scale: Scale) -> Tensor:
-        """(rows, rows) <scale * G_i, scale * G'_j> with the gradients G' of another use of the same parameter.
-
-        Here by forming the other's gradients, some at a time, as directions: 2 T d p FLOPs each for a matrix, and this
-        use's dots with them.
-        """
-        columns: list[Tensor] = []
-        for some in torch.eye(other.rows).split(DIRECTIONS_AT_ONCE):  # type: ignore[no-untyped-call]
-            gradients = (other.gradient(one).mul_(scale).mul_(scale) for one in some)
-            columns.extend(self.dots(D) for D in _stacked(gradients))
-        return torch.cat(columns, 1)
+    @abstractmethod
+    def part(self, entries: Tensor) -> Tensor:
+        """(rows, n, ...) the gradients' entries along the parameter's first axis, given in ascending order."""
 
 
 Kept = list[tuple[nn.Parameter, Use]]
@@ -80,13 +70,9 @@ class DenseUse(Use):
         with exact(self.gradients):
             return (weights.to(self.gradients) @ self.gradients.flatten(1)).view(self.gradients.shape[1:])
 
-    def gram(self, other: Use, scale: Scale) -> Tensor:
-        """By a matrix product."""
-        if not isinstance(other, DenseUse):
-            return super().gram(other, scale)
-        left, right = ((each.gradients * scale).flatten(1) for each in (self, other))
-        with exact(left):
-            return left @ right.T
+    def part(self, entries: Tensor) -> Tensor:
+        """As they are."""
+        return self.gradients[:, entries]
 
 
 @dataclass(frozen=True)
@@ -100,6 +86,12 @@ class MatrixUse(Use):
     segments: Tensor | None
     """(B, T) row of each position, negative for none; None where row i is sample i."""
     rows: int
+
+    @property
+    def has_few_tokens(self) -> bool:
+        """Whether products of tokens take fewer FLOPs for a Gram matrix than forming gradients does."""
+        (B, T, d), p = self.a.shape, self.b.shape[-1]
+        return self.segments is None and B * T * T * (d + p) < 2 * (T + B) * d * p
 
     def dots(self, D: Tensor) -> Tensor:
         """By grad_stats; of documents as sums of b_t . (D_k a_t) over their positions."""
@@ -126,13 +118,11 @@ class MatrixUse(Use):
         gradient: Tensor = _torch.call("grad_stats", a, b, None, True, False, "auto")[0]
         return gradient
 
-    def gram(self, other: Use, scale: Scale) -> Tensor:
-        """By grad_gram between two matrix uses, if the scale is a number."""
-        if not isinstance(other, MatrixUse) or isinstance(scale, Tensor) or self.segments is not None:
-            return super().gram(other, scale)
-        second = (None, None) if other is self else (other.a, other.b)
-        gram: Tensor = grad_gram(self.a, self.b, *second)
-        return gram * scale**2
+    def part(self, entries: Tensor) -> Tensor:
+        """By a product of matrices for every sample: 2 B T d n FLOPs."""
+        _need_samples(self.segments)
+        with exact(self.a):
+            return torch.bmm(sums(self.b[:, :, entries]).mT, sums(self.a))
 
 
 @dataclass(frozen=True)
@@ -167,28 +157,15 @@ class TableUse(Use):
         gradient: Tensor = torch.ops.aten.embedding_dense_backward(b, ids, self.entries, self.padding, False)
         return gradient
 
-    def gram(self, other: Use, scale: Scale) -> Tensor:
-        """By equal tokens: sum over t, s with ids_it = ids'_js of b_it . b'_js, entry by entry of those in use."""
-        if not isinstance(other, TableUse):
-            return super().gram(other, scale)
-        used = torch.cat([self.ids.flatten(), other.ids.flatten()]).unique()  # type: ignore[no-untyped-call]
-        gram = sums(self.b).new_zeros(self.rows, other.rows)
-        for some in used.split(max(1, AT_ONCE // (2 * self.rows * self.b.shape[-1]))):
-            of_some = scale[some] if isinstance(scale, Tensor) else scale
-            left, right = ((each._gradients(some) * of_some).flatten(1) for each in (self, other))
-            with exact(left):
-                gram += left @ right.T
-        return gram
-
-    def _gradients(self, some: Tensor) -> Tensor:
-        """(rows, n, E): every row's gradient of some entries, given in ascending order."""
-        place = torch.searchsorted(some, self.ids.contiguous()).clamp_max(len(some) - 1)
-        row = torch.arange(self.rows, device=self.ids.device)[:, None] if self.segments is None else self.segments
-        counts = (some[place] == self.ids) & (self.ids != self.padding) & (row >= 0)
-        target = (row * len(some) + place)[counts]
+    def part(self, entries: Tensor) -> Tensor:
+        """By adding up positions with the same entry."""
+        _need_samples(self.segments)
+        place = torch.searchsorted(entries, self.ids.contiguous()).clamp_max(len(entries) - 1)
+        counts = (entries[place] == self.ids) & (self.ids != self.padding)
+        target = (torch.arange(self.rows, device=self.ids.device)[:, None] * len(entries) + place)[counts]
         E = self.b.shape[-1]
-        flat = sums(self.b).new_zeros(self.rows * len(some), E).index_add_(0, target, sums(self.b[counts]))
-        return flat.view(self.rows, len(some), E)
+        flat = sums(self.b).new_zeros(self.rows * len(entries), E).index_add_(0, target, sums(self.b[counts]))
+        return flat.view(self.rows, len(entries), E)
 
 
 def accumulate(kept: Kept, weights: Tensor) -> None:
@@ -208,27 +185,45 @@ def accumulate(kept: Kept, weights: Tensor) -> None:
 
 
 def gram(kept: Kept, scale: Callable[[nn.Parameter], Scale]) -> Tensor:
-    """(rows, rows) float64, on the CPU: <P * g_i, P * g_j> over all parameters kept, cross terms of uses included.
+    """(B, B) float64, on the CPU: <P * g_i, P * g_j> over all parameters kept, cross terms of uses included.
+
+    A parameter's gradients are formed a few entries at a time, each once, and multiplied with each other. Where there
+    are so few positions that products of tokens take less, and P is a number, it is grad_gram's.
 
     Args:
-        kept: The uses of one backward, at least one.
-        scale: parameter -> P. With a number the Gram matrix is grad_gram's; with a tensor every sample's gradient is
-            formed once, some at a time.
+        kept: The uses of one backward over samples, at least one.
+        scale: parameter -> P.
+
+    Raises:
+        ValueError: The rows are documents.
 
     Cost:
-        About twice the weight gradients of the whole batch.
+        2 B (T + B) FLOPs per element of a parameter at most: with T positions much above B samples, the weight
+        gradients' share of a backward.
     """
     uses: dict[nn.Parameter, list[Use]] = {}
     for parameter, use in kept:
         uses.setdefault(parameter, []).append(use)
-    parts = []
-    for parameter, each in uses.items():
-        P = scale(parameter)
-        for i, use in enumerate(each):
-            parts.append(use.gram(use, P).double().cpu())
-            crossed = [use.gram(later, P).double().cpu() for later in each[i + 1 :]]
-            parts.extend(x + x.T for x in crossed)
-    return torch.stack(parts).sum(0)
+    return torch.stack([_gram_of(p, each, scale(p)).double().cpu() for p, each in uses.items()]).sum(0)
+
+
+def _gram_of(parameter: nn.Parameter, uses: list[Use], scale: Scale) -> Tensor:
+    first = uses[0]
+    if len(uses) == 1 and isinstance(first, MatrixUse) and isinstance(scale, float) and first.has_few_tokens:
+        gram: Tensor = _torch.call("grad_gram", first.a, first.b, None, None, False, "auto")
+        return gram * scale**2
+    tables = [use for use in uses if isinstance(use, TableUse)]
+    if len(tables) == len(uses):
+        entries = torch.cat([use.ids.flatten() for use in tables]).unique()  # type: ignore[no-untyped-call]
+    else:
+        entries = torch.arange(parameter.shape[0], device=parameter.device)
+    total = torch.zeros(())
+    for some in entries.split(max(1, AT_ONCE * parameter.shape[0] // (first.rows * parameter.numel()))):
+        gradients = torch.stack([use.part(some) for use in uses]).sum(0) if len(uses) > 1 else first.part(some)
+        flat = gradients.mul(scale[some] if isinstance(scale, Tensor) else scale).flatten(1)
+        with exact(flat):
+            total = total.to(flat) + flat @ flat.T
+    return total
 
 
 def by_row(parts: Tensor, segments: Tensor | None, rows: int) -> Tensor:
@@ -260,13 +255,6 @@ def _chosen(weights: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
     return chosen, factors[chosen]
 
 
-def _stacked(gradients: Iterable[Tensor]) -> Iterable[Tensor]:
-    """Gradients as directions (K, *shape), as many at a time as fit."""
-    held: list[Tensor] = []
-    for gradient in gradients:
-        held.append(gradient)
-        if (len(held) + 1) * gradient.numel() > AT_ONCE:
-            yield torch.stack(held)
-            held = []
-    if held:
-        yield torch.stack(held)
+def _need_samples(segments: Tensor | None) -> None:
+    if segments is not None:
+        raise ValueError("gram: expected rows that are samples, got documents")
