@@ -18,8 +18,15 @@ from ghostgram.ops import _torch
 Scale = Tensor | float
 """What per-sample gradients are multiplied by, elementwise: a number, or a tensor of the parameter's shape."""
 
+Entries = slice | Tensor
+"""Entries along a parameter's first axis: a range of them, or (n,) int64."""
+
 AT_ONCE = 1 << 22
 """Elements of per-sample gradients that are formed at a time: 16 MiB of float32."""
+
+
+COLUMNS = 1024
+"""How many columns of per-sample gradients are multiplied at a time."""
 
 
 class Use(ABC):
@@ -41,8 +48,8 @@ class Use(ABC):
         """
 
     @abstractmethod
-    def part(self, entries: Tensor) -> Tensor:
-        """(rows, n, ...) the gradients' entries along the parameter's first axis, given in ascending order."""
+    def part(self, entries: Entries) -> Tensor:
+        """(rows, n, ...) the gradients' entries along the parameter's first axis; a tensor of them is ascending."""
 
 
 Kept = list[tuple[nn.Parameter, Use]]
@@ -70,7 +77,7 @@ class DenseUse(Use):
         with exact(self.gradients):
             return (weights.to(self.gradients) @ self.gradients.flatten(1)).view(self.gradients.shape[1:])
 
-    def part(self, entries: Tensor) -> Tensor:
+    def part(self, entries: Entries) -> Tensor:
         """As they are."""
         return self.gradients[:, entries]
 
@@ -118,7 +125,7 @@ class MatrixUse(Use):
         gradient: Tensor = _torch.call("grad_stats", a, b, None, True, False, "auto")[0]
         return gradient
 
-    def part(self, entries: Tensor) -> Tensor:
+    def part(self, entries: Entries) -> Tensor:
         """By a product of matrices for every sample: 2 B T d n FLOPs."""
         _need_samples(self.segments)
         with exact(self.a):
@@ -157,9 +164,11 @@ class TableUse(Use):
         gradient: Tensor = torch.ops.aten.embedding_dense_backward(b, ids, self.entries, self.padding, False)
         return gradient
 
-    def part(self, entries: Tensor) -> Tensor:
+    def part(self, entries: Entries) -> Tensor:
         """By adding up positions with the same entry."""
         _need_samples(self.segments)
+        if isinstance(entries, slice):
+            entries = torch.arange(entries.start, entries.stop, device=self.ids.device)
         place = torch.searchsorted(entries, self.ids.contiguous()).clamp_max(len(entries) - 1)
         counts = (entries[place] == self.ids) & (self.ids != self.padding)
         target = (torch.arange(self.rows, device=self.ids.device)[:, None] * len(entries) + place)[counts]
@@ -212,18 +221,24 @@ def _gram_of(parameter: nn.Parameter, uses: list[Use], scale: Scale) -> Tensor:
     if len(uses) == 1 and isinstance(first, MatrixUse) and isinstance(scale, float) and first.has_few_tokens:
         gram: Tensor = _torch.call("grad_gram", first.a, first.b, None, None, False, "auto")
         return gram * scale**2
-    tables = [use for use in uses if isinstance(use, TableUse)]
+    at_once = max(1, AT_ONCE * parameter.shape[0] // (first.rows * parameter.numel()))
+    parts: list[Entries] = [slice(i, min(i + at_once, len(parameter))) for i in range(0, len(parameter), at_once)]
+    tables = [use.ids.flatten() for use in uses if isinstance(use, TableUse)]
     if len(tables) == len(uses):
-        entries = torch.cat([use.ids.flatten() for use in tables]).unique()  # type: ignore[no-untyped-call]
-    else:
-        entries = torch.arange(parameter.shape[0], device=parameter.device)
-    total = torch.zeros(())
-    for some in entries.split(max(1, AT_ONCE * parameter.shape[0] // (first.rows * parameter.numel()))):
-        gradients = torch.stack([use.part(some) for use in uses]).sum(0) if len(uses) > 1 else first.part(some)
-        flat = gradients.mul(scale[some] if isinstance(scale, Tensor) else scale).flatten(1)
-        with exact(flat):
-            total = total.to(flat) + flat @ flat.T
-    return total
+        parts = list(torch.cat(tables).unique().split(at_once))  # type: ignore[no-untyped-call]
+    total = torch.zeros((), device=parameter.device)
+    for some in parts:
+        gradients = sum((use.part(some) for use in uses[1:]), start=first.part(some)).flatten(1)
+        total = total + _products(gradients * scale[some].flatten() if isinstance(scale, Tensor) else gradients)
+    return total if isinstance(scale, Tensor) else total * scale**2
+
+
+def _products(x: Tensor) -> Tensor:
+    """x x^T, of few rows and many columns: by blocks of columns, for a matrix product makes little of such a shape."""
+    whole = x.shape[1] // COLUMNS * COLUMNS
+    blocks, rest = x[:, :whole].view(len(x), -1, COLUMNS).transpose(0, 1), x[:, whole:]
+    with exact(x):
+        return torch.bmm(blocks, blocks.mT).sum(0) + rest @ rest.T
 
 
 def by_row(parts: Tensor, segments: Tensor | None, rows: int) -> Tensor:
