@@ -486,10 +486,9 @@ def test_a_penalty_on_weights_is_refused_by_name():
             (mse(model, regression(6, 1)) + model.up.weight.square().sum()).backward()
 
 
-def test_several_ranks_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+def test_several_processes_are_refused(monkeypatch):
     _, shapley = small_engine()
-    with pytest.raises(RuntimeError, match="select: expected one rank"):
+    monkeypatch.setattr(shapley._scorer.ranks, "size", 2)
+    with pytest.raises(RuntimeError, match="select: expected one process with the whole model and batch, got 2"):
         with shapley.select(range(6), 3):
             pass

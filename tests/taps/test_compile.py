@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ghostgram.taps import Taps, cover
 
@@ -50,3 +51,22 @@ def test_one_graph_with_the_eager_dots(backend, packed):
         if step == 0:
             graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
+def test_rounding_under_autocast_is_noted(checkpointed):
+    """So that the sum check of a compiled model allows for it."""
+    torch._dynamo.reset()
+    model, ids = Language(), torch.randint(0, V, (B, T))
+    up, down = model.up, model.down
+    block = lambda x: down(F.gelu(up(x)))  # noqa: E731
+    run = (lambda x: checkpoint(block, x, use_reentrant=False)) if checkpointed else block
+    model.forward = lambda ids: model.head(model.norm(model.rms(run(model.tok(ids) + model.pos(ids % 9)))))
+    coverage = cover(model, model.parameters())
+    taps = Taps(coverage, list(coverage.scored.values()))
+    with taps.samples(B, {p: torch.randn(1, *p.shape) for p in model.parameters()}):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.compile(model, fullgraph=True, backend="aot_eager")(ids).float().square().mean()
+        loss.backward()
+    names = {name for name, p in model.named_parameters() if p in taps.rounded}
+    assert names == {"tok.weight", "up.weight", "up.bias", "down.weight", "down.bias", "rms.weight"}

@@ -20,6 +20,7 @@ from ghostgram.taps.norms import (
     llama_norm_forward,
     rms_norm_forward,
 )
+from ghostgram.taps.sharding import whole
 
 Forward = Callable[..., Tensor]
 
@@ -70,6 +71,7 @@ def cover(
     wanted = set(parameters)
     owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
+        path = path.replace("_orig_mod.", "").removesuffix("_orig_mod")  # which torch.compile puts in
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in wanted:
                 owners.setdefault(parameter, []).append((f"{path}.{name}" if path else name, module))
@@ -122,7 +124,7 @@ def tap_for(module: nn.Module) -> tuple[Forward | None, str]:
         return group_norm_forward, ""
     if plain is nn.InstanceNorm2d.forward:  # which 1d and 3d share
         return instance_norm_forward, ""
-    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+    if any(kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in type(module).__mro__):
         return conv1d_forward, ""
     if type(module).__name__.endswith("RMSNorm"):
         return _written_out_norm(module)
@@ -144,12 +146,16 @@ def _written_out_norm(module: Any) -> tuple[Forward | None, str]:
         return None, f"{name} has other parameters than one weight vector"
     if not hasattr(module, "variance_epsilon") and not hasattr(module, "eps"):
         return None, f"{name} has neither variance_epsilon nor eps"
-    weight = parameters["weight"]
+    weight = whole(parameters["weight"])
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     with torch.no_grad():
         x = torch.linspace(-1.7, 2.3, 3 * weight.numel(), device=weight.device).view(1, 3, -1).to(weight.dtype)
         normalised = x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + eps)
-        y = module(x).double()
+        module._parameters["weight"] = weight
+        try:
+            y = module.forward(x).double()  # not by a call, whose hooks may want to gather weights
+        finally:
+            module._parameters["weight"] = parameters["weight"]
         for forward, scale in ((llama_norm_forward, weight), (gemma_norm_forward, 1 + weight.double())):
             if torch.allclose(y, normalised * scale, rtol=1e-2 if weight.dtype.itemsize == 2 else 1e-5):
                 return forward, ""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostgram.taps.session import keep, save_scoring, scores, tap_of
+from ghostgram.taps.session import keep, save_scoring, saved, scores, tap_of
 from ghostgram.taps.uses import TableUse
 
 
@@ -23,7 +23,7 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        ids, directions, _, segments = ctx.saved_tensors
+        ids, directions, _, segments = saved(ctx)
         b, samples = grad.flatten(1, -2) if grad.dim() > 2 else grad.unsqueeze(1), ids.reshape(ids.shape[0], -1)
         use = TableUse(samples, b, ctx.entries, ctx.padding, segments, ctx.rows)
         grad_weight = dots = None

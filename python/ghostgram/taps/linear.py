@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import Slot, Tap, autocast_dtype, keep, save_scoring, scores, tap_of
+from ghostgram.taps.session import Slot, Tap, autocast_dtype, keep, save_scoring, saved, scores, tap_of
 from ghostgram.taps.uses import DenseUse, MatrixUse, by_row, sums
 
 
@@ -39,7 +39,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, D_weight, D_bias, segments = ctx.saved_tensors
+        x, weight, D_weight, D_bias, segments = saved(ctx)
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = dots_weight = dots_bias = None
         if wants_x:

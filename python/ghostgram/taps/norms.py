@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import autocast_dtype, keep, save_scoring, scores, tap_of
+from ghostgram.taps.session import autocast_dtype, keep, save_scoring, saved, scores, tap_of
 from ghostgram.taps.uses import DenseUse, by_row, sums
 
 
@@ -29,7 +29,7 @@ class _LayerNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, mean, rstd, weight, bias, *scored = ctx.saved_tensors
+        x, mean, rstd, weight, bias, *scored = saved(ctx)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.ops.aten.native_layer_norm_backward(
@@ -57,7 +57,7 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, mean, rstd, weight, *scored = ctx.saved_tensors
+        x, mean, rstd, weight, *scored = saved(ctx)
         grad, grad_x = grad.contiguous(), None
         if ctx.needs_input_grad[0]:
             grad_x = torch.ops.aten.native_group_norm_backward(
@@ -79,7 +79,7 @@ class _ChannelScale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        xhat, weight, *scored = ctx.saved_tensors
+        xhat, weight, *scored = saved(ctx)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad * _along_channels(weight, xhat)).to(xhat.dtype)
@@ -99,7 +99,7 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        normalised, weight, *scored = ctx.saved_tensors
+        normalised, weight, *scored = saved(ctx)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad * (weight + ctx.offset if ctx.offset else weight)).to(normalised.dtype)

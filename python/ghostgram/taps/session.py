@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ghostgram.taps.sharding import whole
 from ghostgram.taps.uses import Kept, Use
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class Slot:
     backward; None where nothing is wanted of it."""
     parameter: nn.Parameter | None = None
     """The parameter, as the optimizer knows it; None when it is neither scored nor kept."""
+    mark: str = ""
+    """Names the parameter to `_note_rounded`; empty when it is not scored."""
 
     def part(self, start: int, stop: int) -> Slot:
         """The slot of the parameter's rows start to stop."""
@@ -89,8 +93,25 @@ class Tap:
 
     def note_dtype(self, dtype: torch.dtype) -> None:
         """Remembers that the gradients of this module's parameters pass through a 16-bit dtype."""
-        if dtype.itemsize == 2 and not torch.compiler.is_compiling():
-            self.taps.rounded.update(slot.parameter for slot in self.slots.values() if slot.parameter is not None)
+        if dtype.itemsize == 2:
+            for slot in self.slots.values():
+                if slot.mark:
+                    _note_rounded(slot.mark)
+
+
+_noting: weakref.WeakValueDictionary[str, Taps] = weakref.WeakValueDictionary()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _note_rounded(mark: str) -> None:
+    """Books that a parameter's gradient passes through a 16-bit dtype.
+
+    torch.compile calls it once, while it traces: in a checkpointed block, no other side effect is allowed. Hence the
+    strings, which are constants to it.
+    """
+    session, _, parameter = mark.partition(" ")
+    taps = _noting[session]
+    taps.rounded.add(taps.scored[int(parameter)])
 
 
 class Taps:
@@ -113,8 +134,10 @@ class Taps:
             for module, _ in self._modules
         }
         present = dict.fromkeys(p for named in self._parameters.values() for p in named.values())
-        self._scored = dict.fromkeys(p for p in present if p in scored)
+        self.scored = [p for p in present if p in scored]
         self._names = {p: name for name, p in (coverage.scored | coverage.excluded).items()}
+        self._marks = {p: f"{id(self)} {index}" for index, p in enumerate(self.scored)}
+        _noting[str(id(self))] = self
         self._dots: dict[nn.Parameter, Tensor] = {}
         self._kept: Kept = []
         self._open = False
@@ -135,8 +158,9 @@ class Taps:
 
         Args:
             batch: The number of samples B.
-            directions: parameter -> (K, *shape), in the parameter's accumulation dtype. None when they are not known
-                yet: every use of a scored parameter is then kept until `contract`.
+            directions: parameter -> (K, *shape), in the parameter's accumulation dtype, sharded as the parameter is
+                (`sharding.parts_of`). None when they are not known yet: every use of a scored parameter is then kept
+                until `contract`.
             segments: (B, T) integers: the document, 0 to documents - 1, of each position; a row of dots is then a
                 document's, by position. Negative for positions of no document.
             documents: The number of documents in `segments`.
@@ -195,12 +219,13 @@ class Taps:
         """A slot for each of a module's parameters that is scored, or kept."""
         slots = {}
         for name, p in self._parameters[module].items():
+            mark = self._marks.get(p, "")
             if directions is not None and p in probes:
-                slots[name] = Slot(directions[p], probes[p], p)
+                slots[name] = Slot(directions[p], probes[p], p, mark)
             elif all_kept and p.requires_grad:
-                slots[name] = Slot(None, p.new_zeros(0).requires_grad_(), p)
-            elif directions is None and p in self._scored:
-                slots[name] = Slot(None, None, p)
+                slots[name] = Slot(None, p.new_zeros(0).requires_grad_(), p, mark)
+            elif directions is None and mark:
+                slots[name] = Slot(None, None, p, mark)
         return slots
 
     def _make_probes(self, directions: Mapping[nn.Parameter, Tensor], rows: int) -> dict[nn.Parameter, Tensor]:
@@ -211,7 +236,7 @@ class Taps:
             return grad
 
         probes, self._dots = {}, {}
-        for parameter in self._scored:
+        for parameter in self.scored:
             if (D := directions.get(parameter)) is None:
                 continue
             probe = torch.zeros(rows, D.shape[0], dtype=D.dtype, device=D.device)
@@ -233,7 +258,7 @@ class Taps:
         dots: dict[nn.Parameter, Tensor] = {}
         for parameter, use in kept:
             if parameter in directions:
-                more = use.dots(directions[parameter])
+                more = use.dots(whole(directions[parameter]))
                 dots[parameter] = dots[parameter] + more if parameter in dots else more
         return dots
 
@@ -256,10 +281,19 @@ def tap_of(module: nn.Module) -> Tap:
 def save_scoring(ctx: Any, scoring: tuple[Any, ...], *tensors: Tensor | None) -> None:
     """Saves a layer's tensors and, behind them, the directions of weight and bias and the segments.
 
-    A backward must read `ctx.saved_tensors` once only: checkpointing refuses a second time.
+    A backward reads them by `saved`.
     """
     D_weight, _, D_bias, _, segments, ctx.rows, ctx.later = scoring
     ctx.save_for_backward(*tensors, D_weight, D_bias, segments)
+
+
+def saved(ctx: Any) -> tuple[Any, ...]:
+    """What `save_scoring` saved, directions whole: those of a sharded parameter are gathered here, for one backward.
+
+    To be called once only: checkpointing refuses to read `ctx.saved_tensors` a second time.
+    """
+    *tensors, D_weight, D_bias, segments = ctx.saved_tensors
+    return *tensors, whole(D_weight), whole(D_bias), segments
 
 
 def keep(ctx: Any, of_weight: Callable[[], Use], of_bias: Callable[[], Use] | None = None) -> None:

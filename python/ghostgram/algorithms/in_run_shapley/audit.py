@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
 from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
+from ghostgram.taps.sharding import local
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.in_run_shapley.microbatch import Dots, Microbatch
@@ -30,7 +31,8 @@ def check_sums(
 ) -> None:
     """sum_i <g_i, D_w> = <G_w, D_w>, parameter by parameter: catches a use of a weight that no tap saw.
 
-    Dots that are known only for several parameters together are checked together.
+    Dots that are known only for several parameters together are checked together. Sums go over the samples of all
+    processes, so that all of them raise or none does.
 
     Args:
         scorer: Whose step it is.
@@ -41,20 +43,22 @@ def check_sums(
         scales: By how much .grad has been multiplied since backward.
     """
     scored = [*scorer.coverage.scored.values(), *scorer.coverage.fallback.values()]
-    checked = {p: p.grad for p in scored if p.grad is not None and p in directions and scales.get(p, 1.0)}
+    checked = {p: local(p.grad) for p in scored if p.grad is not None and p in directions and scales.get(p, 1.0)}
     if not checked:
         return
-    expected = gathered(dot(grad, d) for p, grad in checked.items() for d in directions[p]).view(len(checked), -1)
-    sizes = gathered(torch._foreach_norm([d for p in checked for d in directions[p]])).view(len(checked), -1)
+    expected = gathered(dot(grad, d) for p, grad in checked.items() for d in directions[p])
+    sizes = gathered(torch._foreach_norm([d for p in checked for d in directions[p]])).square()
+    expected, sizes = scorer.ranks.over_elements(torch.stack([expected, sizes])).view(2, len(checked), -1)
     expected /= expected.new_tensor([[scales.get(p, 1.0)] for p in checked])
     rounded = scorer.taps.rounded
     norms = expected.new_tensor([record.norm(p) * (1e-2 if p in rounded else 1e-4) for p in checked])
-    allowed = norms[:, None] * sizes
+    allowed = norms[:, None] * sizes.sqrt()
     tapped = {p for taken in dots for p in taken}
     total = torch.zeros_like(expected)
     for taken in dots:
         if rows := [row for row, p in enumerate(checked) if p in taken]:
             total[rows] += torch.stack([taken[p] for p in checked if p in taken]).sum(1)
+    total = scorer.ranks.over_samples(total)
     found = [each for each in joint if each is not None]
     alone = [row for row, p in enumerate(checked) if p in tapped or not found]
     wrong = ((total - expected).abs() > allowed)[alone].any(1)
@@ -67,7 +71,8 @@ def check_sums(
         )
     if found:
         rest = [row for row in range(len(checked)) if row not in set(alone)]
-        summed, whole = torch.stack([each.sum(0) for each in found]).sum(0), expected[rest].sum(0)
+        summed = scorer.ranks.over_samples(torch.stack([each.sum(0) for each in found]).sum(0))
+        whole = expected[rest].sum(0)
         if bool(((summed - whole).abs() > 10 * allowed[rest].sum(0)).any()):
             raise RuntimeError(
                 f"losses: the shares' derivatives sum to {summed.tolist()}, but the gradient's dot is "
@@ -91,6 +96,7 @@ def audited(scorer: Scorer, step: Step, directions: Directions) -> float | None:
         error = float(((sum(parts) - microbatch.oracle).abs() / size).max())
         if error > worst:
             worst, where = error, microbatch
+    worst = scorer.ranks.largest(worst)  # so that all raise or none does
     if worst > _allowed(scorer) and not scorer.settings.mark_failures:
         raise AuditError(
             f"step {step.number}: dots differ from the losses' own derivatives by {worst:.1e} of the size of their "
@@ -109,7 +115,7 @@ def _by_parameter(scorer: Scorer, microbatch: Microbatch, directions: Directions
     """The parameters whose dots are most wrong, each by an oracle of its own."""
     errors = {}
     for p, dots in microbatch.dots.items():
-        truth = microbatch.derivatives(scorer.model, {p: directions[p]})
+        truth = scorer.derivatives(microbatch, {p: directions[p]})
         errors[scorer.names[p]] = float((dots - truth).abs().max())
     first = sorted(errors, key=lambda name: -errors[name])[:5]
     return "Most by: " + ", ".join(f"{name} ({errors[name]:.1e})" for name in first)

@@ -2,6 +2,8 @@
 
 First order: D_k = P * grad l_k(w). Second order: D_k = P * [grad l_k(w) + H_k (h + Delta) / 2], by that Hessian-vector
 product or, cheaper and nearer to the truth, as P * grad l_k at the middle of the step, w + (h + Delta) / 2.
+
+Where parameters are sharded, gradients, directions and what is computed here are the parts that this process holds.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley.linearize import linearize
+from ghostgram.algorithms.in_run_shapley.ranks import Ranks
 from ghostgram.algorithms.in_run_shapley.scaling import gathered
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
+from ghostgram.taps.sharding import local
 
 Groups = Mapping[nn.Parameter, dict[str, Any]]
 Directions = dict[nn.Parameter, Tensor]
@@ -50,6 +54,7 @@ def histories(
     groups: Groups,
     gradients: list[Gradient],
     scaled: Mapping[nn.Parameter, Tensor] | None,
+    ranks: Ranks,
 ) -> Directions:
     """<gradient_k, h>, (K,) on the CPU for every parameter that has a history."""
     history: Directions = {}
@@ -58,7 +63,7 @@ def histories(
         for p, (_, h) in zip(parameters, linearize(optimizer, group, parameters, grads), strict=True):
             if h is not None:
                 history[p] = torch.stack([dot(gradient[p], h) for gradient in gradients])
-    return dict(zip(history, gathered(history.values()), strict=True))
+    return dict(zip(history, ranks.over_elements(gathered(history.values())), strict=True))
 
 
 def at_the_middle(
@@ -86,7 +91,7 @@ def at_the_middle(
     Returns:
         The directions, and the history l_k(w + h) - l_k(w), (K,).
     """
-    backup = {p: p.detach().clone() for p in scaled}
+    backup = {p: local(p).detach().clone() for p in scaled}
 
     @torch.no_grad()
     def move(share: float) -> bool:
@@ -95,13 +100,14 @@ def at_the_middle(
         for group, parameters in together(groups, scaled):
             grads = [scaled[p] for p in parameters]
             for p in parameters:
-                p.copy_(backup[p])
+                local(p).copy_(backup[p])
             for p, grad, (P, h) in zip(parameters, grads, linearize(optimizer, group, parameters, grads), strict=True):
+                w = local(p)
                 if h is not None:
-                    p.add_(h)
+                    w.add_(h)
                     has_history = True
                 if share:
-                    p.addcmul_(P.expand_as(p), grad, value=-share)
+                    w.addcmul_(P.expand_as(w), grad, value=-share)
         return has_history
 
     try:
@@ -111,7 +117,7 @@ def at_the_middle(
     finally:
         with torch.no_grad():
             for p, w in backup.items():
-                p.copy_(w)
+                local(p).copy_(w)
     backup.clear()
     return preconditioned(optimizer, {p: groups[p] for p in scaled}, gradients, scaled), history
 
@@ -159,11 +165,12 @@ def together(
             continue
         limit = 1 << (20 if parameter.device.type == "cpu" else 24)
         key = (id(group), parameter.device, parameter.dtype)
-        if held and (key != kind or elements + parameter.numel() > limit):
+        numel = local(parameter).numel()
+        if held and (key != kind or elements + numel > limit):
             yield groups[held[0]], held
             held, elements = [], 0
         held.append(parameter)
-        elements, kind = elements + parameter.numel(), key
+        elements, kind = elements + numel, key
     if held:
         yield groups[held[0]], held
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ghostgram.algorithms.in_run_shapley import log as logs
 from ghostgram.algorithms.in_run_shapley.linearize import check_optimizer
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses
+from ghostgram.algorithms.in_run_shapley.ranks import Ranks, check_settings
 from ghostgram.algorithms.in_run_shapley.scoring import Scorer, Settings, Step
 from ghostgram.algorithms.in_run_shapley.select import (
     Choose,
@@ -54,7 +55,9 @@ class InRunShapley:
         >>> values = shapley.values()
 
     Args:
-        model: The model trained. The first dimension of every covered layer's input must be the sample.
+        model: The model trained. The first dimension of every covered layer's input must be the sample. May be wrapped
+            in DistributedDataParallel or have been given to `fully_shard`; every rank then runs its own engine, and a
+            method marked *collective* must be called on all of them (docs/algorithms/in_run_shapley_distributed.md).
         optimizer: torch.optim.SGD, Adam or AdamW over the model's parameters.
         validation: A callable model -> scalar loss, or a dict of them: K named validation sets. A `RotatingPool` reads
             another part of a larger set at every step.
@@ -86,6 +89,7 @@ class InRunShapley:
     Raises:
         UncoveredParameterError: A trainable parameter has no tap; it is named.
         TypeError: The optimizer's step is not of the form `h - P * G`.
+        ValueError: An argument is not as described, or the model is spread over processes in another way.
         ImportError: pyarrow is missing.
         FileExistsError: The log folder already holds a run.
 
@@ -144,30 +148,33 @@ class InRunShapley:
             raise ValueError(f"refresh: expected 1 for order 2, which needs each step's own gradient, got {refresh}")
         if order == 1 and compare_orders:
             raise ValueError("compare_orders: expected False for order 1, got True")
-        self._sets = ValidationSets(validation)
+        groups = {p: g for g in optimizer.param_groups for p in g["params"] if p.requires_grad}
+        self._ranks = Ranks(model, list(groups))
+        if self._ranks.sharded:
+            check_settings(order, curvature, late, fallback, audit_every)
+        self._sets = ValidationSets(validation, self._ranks)
         if self._sets.rotates and refresh > 1:
             raise ValueError(f"refresh: expected 1 for a RotatingPool, got {refresh}")
-        groups = {p: g for g in optimizer.param_groups for p in g["params"] if p.requires_grad}
         if order == 2 and curvature == "midpoint" and any(p.dtype.itemsize == 2 for p in groups):
             raise ValueError(
                 "curvature: expected 'hvp' for 16-bit weights, which would round the way to the middle of the step "
                 "away, got 'midpoint'"
             )
-        self._model, self._optimizer, self._order, self._flush_every = model, optimizer, order, flush_every
-        self._coverage = cover(model, groups, exclude, fallback)
+        self._optimizer, self._order, self._flush_every = optimizer, order, flush_every
+        self._coverage = cover(self._ranks.model, groups, exclude, fallback)
         if not self._coverage.scored and not self._coverage.fallback:
             raise ValueError(f"exclude: expected at least one trainable parameter left to score, got {exclude!r}")
         settings = Settings(
             order, v_state, curvature, late, refresh, audit_every, on_audit_failure == "mark", compare_orders
         )
-        self._scorer = Scorer(model, optimizer, self._sets, self._coverage, groups, settings)
+        self._scorer = Scorer(self._ranks, optimizer, self._sets, self._coverage, groups, settings)
         wide = any(p.dtype == torch.float64 for p in groups)
         metadata = {"reduction": "as in the training loss", "optimizer": type(optimizer).__name__,
                     "excluded": json.dumps(sorted(self._coverage.excluded)),
                     "fallback": json.dumps(sorted(self._coverage.fallback)),
                     "documents": "exact" if doc_mask else "by position"}  # fmt: skip
-        self._log = logs.RunLog(log, self._sets.names, compare_orders, wide, metadata, resume)
-        self._number = self._log.next_step() - 1  # of the last step opened
+        self._log = logs.RunLog(log, self._ranks, self._sets.names, compare_orders, wide, metadata, resume)
+        self._number = int(self._ranks.largest(self._log.next_step())) - 1  # of the last step opened
         self._step: Step | None = None
         self._inside = False
         self._accumulating = False
@@ -298,18 +305,19 @@ class InRunShapley:
                 yield request.chosen
 
     def values(self) -> Any:
-        """The value of every sample so far: a pyarrow.Table with id, set, value (positive = helped), steps."""
+        """The value of every sample of this rank: a pyarrow.Table with id, set, value (positive = helped), steps."""
         return logs.aggregate(self._log.steps.read(), self._sets.names)
 
     def step_log(self) -> Any:
-        """Every scored sample of every step: a pyarrow.Table with the raw phi of each set (value = -phi)."""
+        """Every scored sample of every step of this rank: a pyarrow.Table with the raw phi of each set, -value."""
         return self._log.steps.read()
 
     def ledger(self) -> Any:
-        """Predicted and measured change of each validation loss, step by step: a pyarrow.Table.
+        """Predicted and measured change of each validation loss, step by step: a pyarrow.Table. Collective.
 
         Closes the last step by measuring its validation losses, if the optimizer has taken it. A step that still waits
-        for the optimizer stays open, and has no row yet.
+        for the optimizer stays open, and has no row yet. The same on all ranks, but that the first one alone has rows
+        from before a resumption.
         """
         if self._step is not None and self._step.result is not None:
             self._finish_step()
@@ -320,15 +328,17 @@ class InRunShapley:
         return self._coverage
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes into a checkpoint beside the model's and the optimizer's state; take it between two steps.
+        """What goes into a checkpoint beside the states of model and optimizer; take it between two steps. Collective.
 
-        Finishes the last step and writes the log, so that a run resumed from the checkpoint by `load_state_dict` has
-        every sample of every step exactly once, whatever was logged after it.
+        Finishes the last step and writes the log of every rank, so that a run resumed from the checkpoint by
+        `load_state_dict` has every sample of every step exactly once, whatever was logged after it. The same on all
+        ranks, except under `fully_shard` with refresh > 1: then each keeps and loads its own.
         """
         if self._inside:
             raise RuntimeError("shapley.state_dict() was called inside `with shapley.step()`: call it between steps")
         self._finish_step()
         self._log.flush()
+        self._ranks.wait()
         return {"step": self._number + 1, "log": self._log.state(), "held": self._scorer.held()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -344,7 +354,7 @@ class InRunShapley:
         self._scorer.hold(state["held"])
 
     def close(self) -> None:
-        """Finishes the last step, writes what is left of the log, and lets go of the optimizer."""
+        """Finishes the last step, writes what is left of the log, and lets go of the optimizer. Collective."""
         self._finish_step()
         self._log.flush()
         self._hook.remove()
@@ -378,7 +388,7 @@ class InRunShapley:
             self._log.samples(step, self._order)
         if after is None and measure:
             self._sets.turn_to(step.number)
-            after = self._sets.losses(self._model)
+            after = self._sets.losses(self._ranks.model)
         self._log.change(step, after, self._order)
         if (step.number + 1) % self._flush_every == 0:
             self._log.flush()

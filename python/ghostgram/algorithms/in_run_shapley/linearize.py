@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ghostgram.algorithms.in_run_shapley.scaling import gathered
+from ghostgram.taps.sharding import local
 
 SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
@@ -52,7 +53,7 @@ def linearize(
     Args:
         optimizer: SGD, Adam or AdamW, with its state as before the step.
         group: The parameters' param_group.
-        parameters: The parameters, before the step.
+        parameters: The parameters, before the step; of sharded ones the parts that this process holds are linearised.
         grads: None for Adam's second moment as it was before the batch (`v_state="pre"`); the gradients that the
             optimizer will read for the moment after it (`v_state="post"`): `h - P * grad` is then the exact step.
 
@@ -64,12 +65,16 @@ def linearize(
         Adam's frozen-state linearisation and the treatment of momentum as history: the derivation is in
         docs/algorithms/in_run_shapley.md.
     """
-    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    held = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    states: list[Mapping[str, Any]] = [
+        {n: local(v) if isinstance(v, Tensor) else v for n, v in state.items()} for state in held
+    ]
+    weights = [local(parameter) for parameter in parameters]
     with torch.no_grad():
         if isinstance(optimizer, torch.optim.SGD):
-            return [_sgd(group, *each) for each in zip(parameters, states, strict=True)]
+            return [_sgd(group, *each) for each in zip(weights, states, strict=True)]
         decoupled = isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
-        return _adam(group, list(parameters), states, None if grads is None else list(grads), decoupled)
+        return _adam(group, weights, states, None if grads is None else list(map(local, grads)), decoupled)
 
 
 def _sgd(group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any]) -> Linearised:

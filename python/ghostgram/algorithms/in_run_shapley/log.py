@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ghostgram.algorithms.in_run_shapley.ranks import Ranks
     from ghostgram.algorithms.in_run_shapley.scoring import Step
 
 SIGN = "value = -phi, positive = helped"
@@ -45,6 +46,8 @@ class PartedTable:
         if self._parts() and not resume:
             raise FileExistsError(f"log: {folder} already holds a run; give another folder, or resume=True to append")
         folder.mkdir(parents=True, exist_ok=True)
+        for torn in folder.glob("part-*.tmp"):
+            torn.unlink()
 
     def append(self, columns: Mapping[str, Any]) -> None:
         """Adds rows: equally long columns by name."""
@@ -94,13 +97,14 @@ class PartedTable:
         return pq.read_table(parts[-1]) if parts else self._schema.empty_table()
 
     def rewind(self, step: int) -> None:
-        """Drops the parts of `step` and later ones."""
-        for part in self._parts():
-            first, last = _span(part)
+        """Drops the parts of `step` and later ones, the last one first: a kill in between leaves no gap."""
+        spans = {part: _span(part) for part in self._parts()}
+        for part, (first, last) in spans.items():
+            if first < step <= last:
+                raise ValueError(f"log: {part} runs from step {first} to {last}: it was not cut at checkpoint {step}")
+        for part, (first, _) in reversed(spans.items()):
             if first >= step:
                 part.unlink()
-            elif last >= step:
-                raise ValueError(f"log: {part} runs from step {first} to {last}: it was not cut at checkpoint {step}")
 
     @property
     def on_disk(self) -> bool:
@@ -122,6 +126,7 @@ class RunLog:
 
     Args:
         folder: Where both go, as `steps` and `ledger`; None keeps them in memory.
+        ranks: The processes of the run: each writes its steps in a folder of its own, the first one the ledger.
         sets: Names of the validation sets.
         compares: Whether first-order values are logged beside those of order 2.
         wide: Whether phi is kept in float64, for a model in float64.
@@ -132,6 +137,7 @@ class RunLog:
     def __init__(
         self,
         folder: str | Path | None,
+        ranks: Ranks,
         sets: list[str],
         compares: bool,
         wide: bool,
@@ -139,12 +145,16 @@ class RunLog:
         resume: bool,
     ) -> None:
         place = None if folder is None else Path(folder)
-        self._sets = sets
-        self.steps = PartedTable(step_schema(sets, compares, wide, metadata), place and place / "steps", resume)
-        self.ledger = PartedTable(ledger_schema(metadata), place and place / "ledger", resume)
+        self._sets, self._rank = sets, ranks.rank
+        own = "steps" if ranks.size == 1 else f"steps/rank-{ranks.rank:05d}"
+        self.steps = PartedTable(step_schema(sets, compares, wide, metadata), place and place / own, resume)
+        ledger = place / "ledger" if place and ranks.rank == 0 else None
+        self.ledger = PartedTable(ledger_schema(metadata), ledger, resume)
         last = self.ledger.last_part()
         carried = dict(zip(last["set"].to_pylist(), last["cumulative_residual"].to_pylist(), strict=True))
-        self._cumulative = [carried.get(name) or 0.0 for name in sets]
+        # The first process alone has read what was carried; the others have nothing to add.
+        carried_here = torch.tensor([carried.get(name) or 0.0 for name in sets], dtype=torch.float64)
+        self._cumulative = ranks.over_samples(carried_here).tolist()
         self._since: Tensor | None = None  # the losses last measured
         self._predicted: Tensor | None = None  # change since then
 
@@ -159,7 +169,8 @@ class RunLog:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs of the log."""
-        return {"cumulative": list(self._cumulative)}
+        measured = {"since": self._since, "predicted": self._predicted}  # since the last refresh
+        return {"cumulative": list(self._cumulative), **measured}
 
     def rewind(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes back to a checkpoint taken before `step`."""
@@ -168,6 +179,7 @@ class RunLog:
         self.steps.rewind(step)
         self.ledger.rewind(step)
         self._cumulative = list(state["cumulative"])
+        self._since, self._predicted = state["since"], state["predicted"]
 
     def samples(self, step: Step, order: int) -> None:
         """Logs every sample of a step."""
@@ -177,8 +189,8 @@ class RunLog:
             rows = len(microbatch.ids)
             columns: dict[str, Any] = {
                 "step": [step.number] * rows, "sample_id": microbatch.ids, "microbatch": [index] * rows,
-                "rank": [0] * rows, "lr": [step.lrs[0]] * rows, "clip": [result.clip] * rows, "order": [order] * rows,
-                "v_state": [result.v_state] * rows, "g_val_age": [step.age] * rows,
+                "rank": [self._rank] * rows, "lr": [step.lrs[0]] * rows, "clip": [result.clip] * rows,
+                "order": [order] * rows, "v_state": [result.v_state] * rows, "g_val_age": [step.age] * rows,
                 "skipped": [result.skipped] * rows,
                 "weight": [1.0] * rows if microbatch.weights is None else microbatch.weights.tolist(),
             }  # fmt: skip

@@ -61,6 +61,8 @@ class Microbatch:
     kept: Kept = field(default_factory=list)
     weights: Tensor | None = None
     """(rows,) what each row's gradient was multiplied by, where an online selection has chosen; dots are without it."""
+    ranks: int = 1
+    """Processes over which gradients are averaged: dots are divided by it."""
 
     @property
     def batch(self) -> int:
@@ -108,8 +110,8 @@ class Microbatch:
                 f"losses: expected one share of the loss for each of the {len(self.ids)} ids, got "
                 f"{derivatives.shape[0]}"
             )
-        return derivatives
+        return derivatives / self.ranks
 
     def fetch(self) -> None:
         """Brings the dots to the CPU, in float64."""
-        self.dots = dict(zip(self.dots, gathered(self.dots.values()), strict=True))
+        self.dots = dict(zip(self.dots, gathered(self.dots.values()) / self.ranks, strict=True))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ghostgram.taps.sharding import local
+
+if TYPE_CHECKING:
+    from ghostgram.algorithms.in_run_shapley.ranks import Ranks
 
 
 class GradientRecord:
@@ -18,9 +23,10 @@ class GradientRecord:
     A tensor's version counter would be cheaper to look at, but torch's unscaling does not advance it.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
+        self._ranks = ranks
         present = [p for p in parameters if p.grad is not None]
-        self._before = dict(zip(present, _norms(present), strict=True))
+        self._before = dict(zip(present, _norms(present, ranks), strict=True))
 
     def norm(self, parameter: nn.Parameter) -> float:
         """The 2-norm of a parameter's gradient as backward left it; 0 where it has none."""
@@ -31,7 +37,7 @@ class GradientRecord:
         scales = dict.fromkeys(self._before, 1.0)
         present = [p for p in self._before if p.grad is not None]
         scales.update({p: 0.0 for p in self._before if p.grad is None})
-        for parameter, after in zip(present, _norms(present), strict=True):
+        for parameter, after in zip(present, _norms(present, self._ranks), strict=True):
             before = self._before[parameter]
             if before == after:
                 continue
@@ -50,14 +56,17 @@ class _Norms(NamedTuple):
     largest: float
 
 
-def _norms(parameters: list[nn.Parameter]) -> list[_Norms]:
-    grads = [p.grad.detach() for p in parameters if p.grad is not None]
+def _norms(parameters: list[nn.Parameter], ranks: Ranks) -> list[_Norms]:
+    grads = [local(p.grad.detach()) for p in parameters if p.grad is not None]
     if not grads:
         return []
-    norms = gathered(torch._foreach_norm(grads, 2.0)).tolist()
-    # aminmax takes a twentieth of the time of torch's norm of infinite order.
-    ends = gathered(end for grad in grads for end in torch.aminmax(grad)).view(-1, 2).abs().amax(1)
-    return [_Norms(*pair) for pair in zip(norms, ends.tolist(), strict=True)]
+    norms = gathered(torch._foreach_norm(grads, 2.0))
+    if ranks.sharded:
+        norms = ranks.over_elements(norms.square()).sqrt()
+    # aminmax takes a twentieth of the time of torch's norm of infinite order; a part of a gradient may be empty.
+    ends = gathered(end for grad in grads for end in torch.aminmax(grad if grad.numel() else grad.new_zeros(1)))
+    largest = ranks.largest_element(ends.view(-1, 2).abs().amax(1))
+    return [_Norms(*pair) for pair in zip(norms.tolist(), largest.tolist(), strict=True)]
 
 
 def gathered(parts: Iterable[Tensor]) -> Tensor:

@@ -15,10 +15,12 @@ from ghostgram.algorithms.in_run_shapley.audit import audited, check_sums
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
 from ghostgram.algorithms.in_run_shapley.linearize import state_is_ready
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch, RandomStates
+from ghostgram.algorithms.in_run_shapley.ranks import Ranks
 from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
 from ghostgram.algorithms.in_run_shapley.select import StepCurvature
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
 from ghostgram.taps import Coverage, Taps
+from ghostgram.taps.sharding import local, parts_of
 
 Selection = Callable[[Microbatch, Directions], AbstractContextManager[None]]
 """Around a backward that is scored along the directions, and whose samples are chosen then."""
@@ -55,14 +57,16 @@ class Step:
 
 
 class Result(NamedTuple):
-    """What a step's log rows and ledger rows are made of; sums over sets are (K,) float64."""
+    """What a step's log rows and ledger rows are made of; of each set (K,) float64."""
 
     phis: list[Tensor]
-    """Per microbatch (rows, K) float64."""
+    """Per microbatch of this process (rows, K) float64."""
     candidates: list[Tensor | None]
     """The same at weight 1, where an online selection has chosen."""
     first_order: list[Tensor] | None
     """The same of order 1 and the same P, if orders are compared."""
+    sum_phi: Tensor
+    """Over the samples of all processes."""
     history: Tensor
     uncovered: Tensor
     clip: float
@@ -71,26 +75,21 @@ class Result(NamedTuple):
     """Largest error of an audited dot over the size of its terms; None for steps not audited."""
     skipped: bool = False
 
-    @property
-    def sum_phi(self) -> Tensor:
-        """(K,) over all samples."""
-        return torch.stack([phi.sum(0) for phi in self.phis]).sum(0)
-
 
 class Scorer:
     """Scores one step after another; it keeps no log."""
 
     def __init__(
         self,
-        model: nn.Module,
+        ranks: Ranks,
         optimizer: torch.optim.Optimizer,
         sets: ValidationSets,
         coverage: Coverage,
         groups: ways.Groups,
         settings: Settings,
     ) -> None:
-        self.model, self.optimizer, self.sets, self.coverage, self.settings = model, optimizer, sets, coverage, settings
-        self.groups = groups
+        self.ranks, self.model, self.optimizer, self.sets = ranks, ranks.model, optimizer, sets
+        self.coverage, self.groups, self.settings = coverage, groups, settings
         self.taps = Taps(coverage, list(coverage.scored.values()))
         self.names = {p: n for n, p in (coverage.scored | coverage.fallback | coverage.excluded).items()}
         self._fallback = list(coverage.fallback.values())
@@ -115,7 +114,7 @@ class Scorer:
             if self.curvature is not None:
                 self.curvature.see(step.gradients)
             if settings.refresh > 1:
-                step.turned = _turned(self._held, step.gradients) if self._held else None
+                step.turned = _turned(self._held, step.gradients, self.ranks) if self._held else None
                 self._held, self._age = step.gradients, 0
         if settings.order == 1 and settings.v_state == "pre" and self._state_is_ready():
             step.directions = self._first_order(step, None)
@@ -132,7 +131,7 @@ class Scorer:
         selection: Selection | None = None,
     ) -> Iterator[None]:
         """Around one forward and backward of the step, all of whose samples count unless a selection chooses."""
-        microbatch = Microbatch(ids, losses, segments)
+        microbatch = Microbatch(ids, losses, segments, ranks=self.ranks.size)
         microbatch.way = self._way(step, microbatch, accumulating)
         if losses is not None:
             microbatch.states = RandomStates(self.model)
@@ -142,7 +141,7 @@ class Scorer:
             with selection(microbatch, step.directions):
                 yield
         elif microbatch.way in ("early", "stored"):
-            with microbatch.scored(self.taps, step.directions):
+            with microbatch.scored(self.taps, step.directions and self._placed(step.directions)):
                 yield
         else:
             yield
@@ -152,7 +151,7 @@ class Scorer:
         """After the last backward of the step: what the gradients are before anything scales them."""
         if not step.microbatches:
             raise RuntimeError("no samples were scored in this step: pass ids to step(), or use samples(ids) inside it")
-        step.record = GradientRecord(self.groups)
+        step.record = GradientRecord(self.groups, self.ranks)
         if step.directions is not None:
             for microbatch in step.microbatches:
                 microbatch.fetch()
@@ -168,7 +167,7 @@ class Scorer:
         scales = step.record.scales(self.names)
         directions, v_state, history = step.directions, "pre", torch.zeros(len(self.sets.names), dtype=torch.float64)
         if directions is None:
-            scaled = {p: p.grad for p in self.groups if p.grad is not None}
+            scaled = {p: local(p.grad) for p in self.groups if p.grad is not None}
             v_state = "post"
             directions, history = self._late_directions(step, scaled)
             for microbatch in step.microbatches:
@@ -185,15 +184,19 @@ class Scorer:
         sets = len(history)
         uncovered = torch.zeros_like(history)
         left_out = [
-            (p.grad, d) for p in self.coverage.excluded.values() if p.grad is not None for d in directions[p][:sets]
+            (local(p.grad), d)
+            for p in self.coverage.excluded.values()
+            if p.grad is not None
+            for d in directions[p][:sets]
         ]
         if left_out:
-            uncovered -= gathered(dot(grad, d) for grad, d in left_out).view(-1, sets).sum(0)
+            products = gathered(dot(grad, d) for grad, d in left_out).view(-1, sets).sum(0)
+            uncovered -= self.ranks.over_elements(products)
         first_order = [phi[:, sets:] for phi in phis] if self.settings.compare_orders else None
-        step.result = Result(
-            [phi[:, :sets] for phi in phis], candidates, first_order, history, uncovered,
-            min(scales.values(), default=1.0), v_state, audit,
-        )  # fmt: skip
+        phis = [phi[:, :sets] for phi in phis]
+        sum_phi = self.ranks.over_samples(torch.stack([phi.sum(0) for phi in phis]).sum(0))
+        clip = min(scales.values(), default=1.0)
+        step.result = Result(phis, candidates, first_order, sum_phi, history, uncovered, clip, v_state, audit)
         step.directions, step.gradients, step.record = None, [], None
         step.microbatches = [Microbatch(m.ids, segments=m.segments, weights=m.weights) for m in step.microbatches]
 
@@ -204,7 +207,7 @@ class Scorer:
         compared = phis if self.settings.compare_orders else None
         candidates = [None if m.weights is None else phi for m, phi in zip(step.microbatches, phis, strict=True)]
         step.result = Result(
-            phis, candidates, compared, nothing, nothing, 1.0, self.settings.v_state, None, skipped=True
+            phis, candidates, compared, nothing, nothing, nothing, 1.0, self.settings.v_state, None, skipped=True
         )
 
     def held(self) -> dict[str, Any]:
@@ -221,7 +224,7 @@ class Scorer:
 
     def _first_order(self, step: Step, scaled: Mapping[nn.Parameter, Tensor] | None) -> Directions:
         """P * grad l_k, and the history into the step."""
-        step.history = ways.histories(self.optimizer, self.groups, step.gradients, scaled)
+        step.history = ways.histories(self.optimizer, self.groups, step.gradients, scaled, self.ranks)
         held = self.settings.refresh > 1
         gradients = [{p: g.clone() for p, g in each.items()} if held else each for each in step.gradients]
         step.gradients = []
@@ -244,6 +247,10 @@ class Scorer:
             directions = {p: torch.cat([d, first[p]]) for p, d in directions.items()}
         return directions, history
 
+    def _placed(self, directions: Directions) -> Directions:
+        """As the taps take them: a sharded parameter's directions as sharded tensors of their own."""
+        return {p: parts_of(d, p) for p, d in directions.items()}
+
     # Dots ------------------------------------------------------------------------------------------------------------
 
     def _way(self, step: Step, microbatch: Microbatch, accumulating: bool) -> str:
@@ -259,25 +266,29 @@ class Scorer:
     def _take_late(self, step: Step, microbatch: Microbatch, directions: Directions) -> None:
         self._ask_oracle(step, microbatch, directions)
         if microbatch.way == "stored":
-            microbatch.dots = Taps.contract(microbatch.kept, directions)
+            microbatch.dots = Taps.contract(microbatch.kept, self._placed(directions))
             microbatch.kept = []
         elif microbatch.way == "replay":
-            microbatch.replayed(self.taps, directions, list(self.groups))
+            with self.ranks.aside():
+                microbatch.replayed(self.taps, self._placed(directions), list(self.groups))
         else:
             along = {p: d for p, d in directions.items() if p not in self.coverage.excluded.values()}
-            microbatch.joint = microbatch.derivatives(self.model, along)
+            microbatch.joint = self.derivatives(microbatch, along)
         microbatch.fetch()
 
     def _ask_oracle(self, step: Step, microbatch: Microbatch, directions: Directions) -> None:
         """The dots that forward-mode passes give: of parameters without a tap, and of all of them for an audit."""
         if self._fallback and microbatch.way != "forward":
             along = {p: directions[p] for p in self._fallback if p in directions}
-            microbatch.joint = microbatch.derivatives(self.model, along)
+            microbatch.joint = self.derivatives(microbatch, along)
         if self.audits(step):
             scored = [*self.coverage.scored.values(), *self._fallback]
-            microbatch.oracle = microbatch.derivatives(
-                self.model, {p: directions[p] for p in scored if p in directions}
-            )
+            microbatch.oracle = self.derivatives(microbatch, {p: directions[p] for p in scored if p in directions})
+
+    def derivatives(self, microbatch: Microbatch, along: Directions) -> Tensor:
+        """(rows, K) of every sample's share of the loss, by forward mode."""
+        with self.ranks.aside():
+            return microbatch.derivatives(self.model, along)
 
     def audits(self, step: Step) -> bool:
         """Whether a step's dots are compared with the oracle's."""
@@ -319,7 +330,7 @@ class Scorer:
         return all(state_is_ready(self.optimizer, p) for p in self.groups)
 
 
-def _turned(old: Sequence[Gradient], new: Sequence[Gradient]) -> tuple[Tensor, Tensor]:
+def _turned(old: Sequence[Gradient], new: Sequence[Gradient], ranks: Ranks) -> tuple[Tensor, Tensor]:
     """Cosine of and norm ratio old / new of every set's gradient, (K,): what a refresh finds it had drifted by."""
     products = torch.stack(
         [
@@ -327,5 +338,5 @@ def _turned(old: Sequence[Gradient], new: Sequence[Gradient]) -> tuple[Tensor, T
             for a, b in zip(old, new, strict=True)
         ]
     )
-    across, before, after = products.unbind(1)
+    across, before, after = ranks.over_elements(products).unbind(1)
     return across / (before * after).sqrt(), (before / after).sqrt()

@@ -185,10 +185,11 @@ class OnlineSelection:
     """
 
     def __init__(self, scorer: Scorer) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks = torch.distributed.get_world_size()
-            if ranks > 1:
-                raise RuntimeError(f"select: expected one rank, whose batch is the whole batch, got {ranks}")
+        if scorer.ranks.size > 1 or scorer.ranks.sharded:
+            raise RuntimeError(
+                f"select: expected one process with the whole model and batch, got {scorer.ranks.size}"
+                f"{', with a sharded model' if scorer.ranks.sharded else ''}"
+            )
         try:
             coverage = cover(scorer.model, scorer.groups)
         except UncoveredParameterError as error:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ghostgram.algorithms.in_run_shapley.ranks import Ranks
+from ghostgram.taps.sharding import local
+
 Validation = Callable[[nn.Module], Tensor]
 Gradient = dict[nn.Parameter, Tensor]
 
@@ -53,12 +56,16 @@ class RotatingPool:
 
 
 class ValidationSets:
-    """K named validation sets, evaluated in evaluation mode with random states, modes and .grad left as found."""
+    """K named validation sets, evaluated in evaluation mode with random states, modes and .grad left as found.
 
-    def __init__(self, sets: Validation | Mapping[str, Validation]) -> None:
+    Losses, gradients and products are means over the ranks; of sharded parameters, the parts that this process holds.
+    """
+
+    def __init__(self, sets: Validation | Mapping[str, Validation], ranks: Ranks) -> None:
         if not callable(sets) and not sets:
             raise ValueError("validation: expected a callable or at least one named callable, got an empty mapping")
         self._sets = {"validation": sets} if callable(sets) else dict(sets)
+        self._ranks = ranks
         self.rotates = any(isinstance(each, RotatingPool) for each in self._sets.values())
 
     @property
@@ -74,21 +81,20 @@ class ValidationSets:
 
     def losses(self, model: nn.Module) -> Tensor:
         """(K,) float64 losses, without gradients."""
-        with _undisturbed(model, []), torch.no_grad():
-            return torch.stack([_scalar(name, loss(model)).double().cpu() for name, loss in self._sets.items()])
+        with _undisturbed(model, []), self._ranks.aside(), torch.no_grad():
+            losses = torch.stack([_scalar(name, loss(model)).double().cpu() for name, loss in self._sets.items()])
+        return self._ranks.mean(losses)
 
     def gradients(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, list[Gradient]]:
         """(K,) float64 losses, and for every set the gradient of its loss by parameter (zero where it has none)."""
         losses, gradients = [], []
-        with _undisturbed(model, parameters), torch.enable_grad():
+        with _undisturbed(model, parameters), self._ranks.aside(), torch.enable_grad():
             for name, function in self._sets.items():
-                for parameter in parameters:
-                    parameter.grad = None
                 loss = _scalar(name, function(model))
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach().double().cpu())
-                gradients.append({p: torch.zeros_like(p) if p.grad is None else p.grad for p in parameters})
-        return torch.stack(losses), gradients
+                gradients.append(self._ranks.averaged(_take(parameters)))
+        return self._ranks.mean(torch.stack(losses)), gradients
 
     def curvature(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], vectors: Sequence[Mapping[nn.Parameter, Tensor]]
@@ -98,7 +104,8 @@ class ValidationSets:
         Pins the math attention kernel: the others have no second derivative.
         """
         gradients, products = [], []
-        with _undisturbed(model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        math = sdpa_kernel(SDPBackend.MATH)
+        with _undisturbed(model, parameters), self._ranks.aside(), torch.enable_grad(), math:
             for name, function in self._sets.items():
                 loss = _scalar(name, function(model))
                 try:
@@ -109,9 +116,17 @@ class ValidationSets:
                         f"validation[{name!r}] cannot be differentiated twice ({error}): use curvature='midpoint', "
                         "which needs first derivatives alone"
                     ) from error
-                gradients.append({p: g.detach() for p, g in zip(parameters, grads, strict=True)})
-                products.append([dict(zip(parameters, each, strict=True)) for each in along])
+                gradients.append(self._ranks.averaged({p: g.detach() for p, g in zip(parameters, grads, strict=True)}))
+                products.append([self._ranks.averaged(dict(zip(parameters, each, strict=True))) for each in along])
         return gradients, products
+
+
+def _take(parameters: Sequence[nn.Parameter]) -> Gradient:
+    """The gradients that a backward has left, zero where it has left none."""
+    grads = {p: p.grad for p in parameters}
+    for p in parameters:
+        p.grad = None
+    return {p: torch.zeros_like(local(p)) if g is None else local(g) for p, g in grads.items()}
 
 
 @contextmanager
