@@ -45,6 +45,7 @@ def test_weighted_sums_are_those_of_single_samples(name, scored):
     assert kept == []
     tolerance = 1e-5 if "gemma" in name or "llama" in name else 1e-10  # they compute in float32 whatever the input
     for p, each in truth.items():
+        assert not p.grad.requires_grad  # nor does it hold on to the graph
         assert close(p.grad, 3 * torch.tensordot(WEIGHTS, each, 1), tolerance)
 
 

@@ -177,6 +177,7 @@ class TableUse(Use):
         return flat.view(self.rows, len(entries), E)
 
 
+@torch.no_grad()
 def accumulate(kept: Kept, weights: Tensor) -> None:
     """Adds sum_i weights_i G_i of every use to its parameter's .grad; the uses are used up, and let go one by one.
 
@@ -193,6 +194,7 @@ def accumulate(kept: Kept, weights: Tensor) -> None:
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
+@torch.no_grad()
 def gram(kept: Kept, scale: Callable[[nn.Parameter], Scale]) -> Tensor:
     """(B, B) float64, on the CPU: <P * g_i, P * g_j> over all parameters kept, cross terms of uses included.
 
