@@ -4,6 +4,7 @@ What a check is here: the always-on sum check, the audit, or the comparison with
 tests make to 1e-5. Distributed defects stand in test_distributed.py, silent fallbacks in test_fallback_and_audit.py.
 """
 
+import dataclasses
 import gc
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 import ghostgram as gg
 from algorithms.models import BATCH, Small, language_model, lm_loss, mse, phis, regression, sentences
 from ghostgram.ops.cost_model import choose_way
-from ghostgram.taps import Taps, embedding, linear
+from ghostgram.taps import Taps, linear
 from ghostgram.taps import session as sessions
+from ghostgram.taps.uses import TableUse
 
 
 def one_step(kind="gpt2 tied", dtype=torch.float32, held_out=3, lr=0.1):
@@ -60,7 +62,7 @@ def test_products_of_batch_sums_are_right_for_one_validation_sample_only():
 
 def test_one_use_of_a_tied_weight_overwriting_the_other(monkeypatch):
     """The embedding's dots lost, the head's kept."""
-    monkeypatch.setattr(embedding, "_dots", lambda *args: 0 * args[-1].new_zeros(BATCH, 1))
+    monkeypatch.setattr(TableUse, "dots", lambda _, D: D.new_zeros(BATCH, 1))
     with pytest.raises(RuntimeError, match=r"wte\.weight: the samples' dots sum to"):
         one_step()
 
@@ -164,9 +166,8 @@ def test_a_padding_row_that_is_scored(monkeypatch):
             model(ids).square().sum().backward()
 
     step()
-    right = embedding._dots
-    everywhere = lambda ids, b, padding, *rest: right(ids, b, -1, *rest[:-1], rest[-1] + 1.0)  # noqa: E731
-    monkeypatch.setattr(embedding, "_dots", everywhere)
+    right = TableUse.dots
+    monkeypatch.setattr(TableUse, "dots", lambda use, D: right(dataclasses.replace(use, padding=-1), D + 1.0))
     with pytest.raises(RuntimeError, match=r"tok\.weight: the samples' dots sum to"):
         step()
 

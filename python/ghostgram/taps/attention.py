@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostgram.taps.linear import apply_linear, bias_dots, bias_stats
+from ghostgram.taps.linear import apply_linear, bias_stats
 from ghostgram.taps.session import Slot, Tap, keep, save_scoring, scores, tap_of
+from ghostgram.taps.uses import DenseUse, sums
 
 
 class _Row(torch.autograd.Function):
@@ -31,13 +31,8 @@ class _Row(torch.autograd.Function):
         if ctx.needs_input_grad[0] or D is not None:
             D = None if D is None else D.flatten(1)
             grad_row, dots = bias_stats(grad, D, ctx.needs_input_grad[0], segments, ctx.rows)
-        keep(ctx, partial(row_dots, grad, ctx.rows))
+        keep(ctx, lambda: DenseUse(sums(grad).sum(1).view(-1, *ctx.shape)))
         return None if grad_row is None else grad_row.view(ctx.shape).to(ctx.dtype), None, *scores(dots)
-
-
-def row_dots(grad: Tensor, rows: int, D: Tensor) -> Tensor:
-    """(B, K) dots of a position that every sample has, with D (K, 1, 1, E)."""
-    return bias_dots(grad, None, rows, D.flatten(1))
 
 
 def attention_forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ghostgram.ops import _torch
 from ghostgram.taps.linear import cast
 from ghostgram.taps.session import autocast_dtype, keep, save_scoring, scores, tap_of
+from ghostgram.taps.uses import DenseUse, Use, sums
 
 PIECE = 16 << 20
 """Bytes of windows unfolded at once: 4 MiB cost up to 25 % more than this on 2 cores of a Zen 4, 64 MiB up to 40 %."""
@@ -63,7 +65,12 @@ class _Convolution(torch.autograd.Function):
             dots_weight = _projected(signal, opposite, geometry, D_weight)
         if wants_bias or D_bias is not None:
             grad_bias, dots_bias = _bias(grad, D_bias)
-        keep(ctx, partial(weight_dots, signal, opposite, geometry), partial(bias_dots, grad))
+        shape = tuple(weight.shape)
+        keep(
+            ctx,
+            partial(ConvolutionUse, signal, opposite, geometry, shape, len(x)),
+            lambda: DenseUse(sums(grad).flatten(2).sum(2)),
+        )
         return grad_x, cast(grad_weight, weight), cast(grad_bias, weight), None, *scores(dots_weight, dots_bias)
 
 
@@ -80,18 +87,36 @@ def unfolds(D: Tensor, groups: int, gradient: bool) -> bool:
     return 1 + UNFOLDING / rows < gradient + directions
 
 
-def weight_dots(signal: Tensor, opposite: Tensor, geometry: Geometry, D: Tensor) -> Tensor:
-    """(B, K) dots of the per-sample weight gradients with D (K, *weight shape)."""
-    if unfolds(D, geometry.groups, gradient=False):
-        return _unfolded(signal, opposite, geometry, D, False)[1]
-    return _projected(signal, opposite, geometry, D)
+@dataclass(frozen=True)
+class ConvolutionUse(Use):
+    """One use of a convolution's weight."""
 
+    signal: Tensor
+    """What windows are taken of."""
+    opposite: Tensor
+    """What lies opposite them."""
+    geometry: Geometry
+    shape: tuple[int, ...]
+    """Of the weight."""
+    rows: int
 
-def bias_dots(grad: Tensor, D: Tensor) -> Tensor:
-    """(B, K) dots of the per-sample bias gradients, of grad summed over positions."""
-    dots = _bias(grad, D)[1]
-    assert dots is not None
-    return dots
+    def dots(self, D: Tensor) -> Tensor:
+        """By the cheaper of two ways."""
+        if unfolds(D, self.geometry.groups, gradient=False):
+            return _unfolded(self.signal, self.opposite, self.geometry, D, False)[1]
+        return _projected(self.signal, self.opposite, self.geometry, D)
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """By torch's own weight gradient over the samples that count."""
+        chosen = weights.nonzero()[:, 0].to(self.signal.device)
+        signal, opposite = (x.index_select(0, chosen) for x in (self.signal, self.opposite))
+        opposite = opposite * weights.to(opposite)[chosen].view(-1, *(1,) * (opposite.dim() - 1))
+        grad, x = (signal, opposite) if self.geometry.transposed else (opposite, signal)
+        weight = x.new_empty(self.shape)
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, *self.geometry, [False, True, False]
+        )[1]
+        return sums(gradient)
 
 
 def _bias(grad: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostgram.ops import _torch
-from ghostgram.taps.session import NoSampleAxisError, by_row, keep, save_scoring, saved, scores, tap_of
+from ghostgram.taps.session import NoSampleAxisError, keep, save_scoring, saved, scores, tap_of
+from ghostgram.taps.uses import TableUse
 
 
 class _Embedding(torch.autograd.Function):
@@ -26,22 +25,16 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         ids, directions, _, segments = saved(ctx)
         b, samples = grad.flatten(1, -2) if grad.dim() > 2 else grad.unsqueeze(1), ids.reshape(ids.shape[0], -1)
+        use = TableUse(samples, b, ctx.entries, ctx.padding, segments, ctx.rows)
         grad_weight = dots = None
         if directions is not None:
-            dots = _dots(samples, b, ctx.padding, segments, ctx.rows, directions)
+            dots = use.dots(directions)
         if ctx.needs_input_grad[1]:
             grad_weight = torch.ops.aten.embedding_dense_backward(
                 grad.contiguous(), ids.contiguous(), ctx.entries, ctx.padding, False
             )
-        keep(ctx, partial(_dots, samples, b, ctx.padding, segments, ctx.rows))
+        keep(ctx, lambda: use)
         return None, grad_weight, None, *scores(dots)
-
-
-def _dots(ids: Tensor, b: Tensor, padding: int, segments: Tensor | None, rows: int, directions: Tensor) -> Tensor:
-    if segments is not None:  # every position is a sample of its own, until they are added up
-        ids, b = ids.reshape(-1, 1), b.reshape(-1, 1, b.shape[-1])
-    dots: Tensor = _torch.call("embedding_stats", ids, b, directions, padding, False, "auto")[1]
-    return by_row(dots, segments, rows)
 
 
 def _check_ids_of_samples(ids: Tensor) -> None:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import Slot, Tap, autocast_dtype, by_row, keep, save_scoring, saved, scores, tap_of
+from ghostgram.taps.session import Slot, Tap, autocast_dtype, keep, save_scoring, saved, scores, tap_of
+from ghostgram.taps.uses import DenseUse, MatrixUse, by_row, sums
 
 
 class _Linear(torch.autograd.Function):
@@ -49,7 +50,7 @@ class _Linear(torch.autograd.Function):
             grad_weight, dots_weight = matrix_stats(right, left, D_weight, wants_weight, segments, ctx.rows)
         if wants_bias or D_bias is not None:
             grad_bias, dots_bias = bias_stats(b, D_bias, wants_bias, segments, ctx.rows)
-        keep(ctx, partial(matrix_dots, right, left, segments, ctx.rows), partial(bias_dots, b, segments, ctx.rows))
+        keep(ctx, partial(MatrixUse, right, left, segments, ctx.rows), partial(bias_use, b, segments, ctx.rows))
         return grad_x, cast(grad_weight, weight), cast(grad_bias, weight), None, *scores(dots_weight, dots_bias)
 
 
@@ -71,21 +72,7 @@ def matrix_stats(
         grad, _, dots = _torch.call("grad_stats", a, b, D, gradient, False, "auto")
         return grad if gradient else None, None if D is None else dots
     grad = _torch.call("grad_stats", a, b, None, True, False, "auto")[0] if gradient else None
-    return grad, None if D is None else matrix_dots(a, b, segments, rows, D)
-
-
-def matrix_dots(a: Tensor, b: Tensor, segments: Tensor | None, rows: int, D: Tensor) -> Tensor:
-    """(rows, K) dots <b_i^T a_i, D_k> of samples, or sums of b_t . (D_k a_t) over the positions of documents."""
-    if segments is None:
-        dots: Tensor = _torch.call("grad_stats", a, b, D, False, False, "auto")[2]
-        return dots
-    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    # By way of the narrower side, whose products with D are the temporary.
-    if a.shape[-1] <= b.shape[-1]:
-        scores = [((b.to(D_k.dtype) @ D_k) * a).sum(1) for D_k in D]
-    else:
-        scores = [((a.to(D_k.dtype) @ D_k.T) * b).sum(1) for D_k in D]
-    return by_row(torch.stack(scores, 1), segments, rows)
+    return grad, None if D is None else MatrixUse(a, b, segments, rows).dots(D)
 
 
 def bias_stats(
@@ -95,15 +82,12 @@ def bias_stats(
     if segments is None:
         stats = _torch.call("affine_stats", b, None, None, None, None, D, False, False, "auto")
         return stats[1] if gradient else None, None if D is None else stats[5]
-    return b.sum((0, 1)) if gradient else None, None if D is None else bias_dots(b, segments, rows, D)
+    return b.sum((0, 1)) if gradient else None, None if D is None else bias_use(b, segments, rows).dots(D)
 
 
-def bias_dots(b: Tensor, segments: Tensor | None, rows: int, D: Tensor) -> Tensor:
-    """(rows, K) dots of the per-sample bias gradients sum_t b_it."""
-    if segments is None:
-        dots: Tensor = _torch.call("affine_stats", b, None, None, None, None, D, False, False, "auto")[5]
-        return dots
-    return by_row(b.flatten(0, 1).to(D.dtype) @ D.T, segments, rows)
+def bias_use(b: Tensor, segments: Tensor | None, rows: int) -> DenseUse:
+    """The gradients of a bias: sums over positions of b."""
+    return DenseUse(sums(b).sum(1) if segments is None else by_row(sums(b).flatten(0, 1), segments, rows))
 
 
 def apply_linear(

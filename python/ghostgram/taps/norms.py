@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.ops import _torch
-from ghostgram.taps.session import autocast_dtype, by_row, keep, save_scoring, saved, scores, tap_of
+from ghostgram.taps.session import autocast_dtype, keep, save_scoring, saved, scores, tap_of
+from ghostgram.taps.uses import DenseUse, by_row, sums
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -123,6 +124,25 @@ class _Layer(NamedTuple):
         mean, rstd = (None if y is None else y.reshape(-1, 1) for y in (self.mean, self.rstd))
         return _Layer(b, None if self.x is None else self.x.reshape(b.shape), mean, rstd)
 
+    def use(self, of_weight: bool, shape: torch.Size, segments: Tensor | None, rows: int) -> DenseUse:
+        """The gradients of the weight, sums over positions of b * xhat, or of the bias, those of b."""
+        products = sums(self.b)
+        if of_weight:
+            assert self.x is not None
+            xhat = sums(self.x)
+            if self.mean is not None:
+                xhat = xhat - self._along(self.mean)
+            if self.rstd is not None:
+                xhat = xhat * self._along(self.rstd)
+            products = products * xhat
+        return DenseUse(by_row(products.sum(2 if self.channels_first else 1), segments, rows).view(-1, *shape))
+
+    def _along(self, statistic: Tensor) -> Tensor:
+        """A mean or rstd in a shape that x broadcasts with."""
+        if self.channels_first:
+            return statistic.repeat_interleave(self.b.shape[1] // statistic.shape[1], 1).unsqueeze(2)
+        return statistic.unsqueeze(2)
+
 
 def _gradients(
     ctx: Any, weight: Tensor, layer: _Layer, D_weight: Tensor | None, D_bias: Tensor | None, segments: Tensor | None
@@ -138,7 +158,8 @@ def _gradients(
         grad_bias = stats[1].view_as(weight).to(weight.dtype) if wants_bias else None
         dots_weight = None if D_weight is None else by_row(stats[4], segments, ctx.rows)
         dots_bias = None if D_bias is None else by_row(stats[5], segments, ctx.rows)
-    keep(ctx, partial(_weight_dots, layer, segments, ctx.rows), partial(_bias_dots, layer, segments, ctx.rows))
+    uses = (partial(layer.use, of_weight, weight.shape, segments, ctx.rows) for of_weight in (True, False))
+    keep(ctx, *uses)
     return (grad_weight, grad_bias), scores(dots_weight, dots_bias)
 
 
@@ -168,15 +189,6 @@ def _affine(layer: _Layer, D_weight: Tensor | None, D_bias: Tensor | None) -> tu
     options = (channels_first, False, "auto")
     stats: tuple[Tensor, ...] = _torch.call("affine_stats", b, x, mean, rstd, D_weight, D_bias, *options)
     return stats
-
-
-def _weight_dots(layer: _Layer, segments: Tensor | None, rows: int, D: Tensor) -> Tensor:
-    return by_row(_affine(layer, D, None)[4], segments, rows)
-
-
-def _bias_dots(layer: _Layer, segments: Tensor | None, rows: int, D: Tensor) -> Tensor:
-    bias = _Layer(layer.b, None, channels_first=layer.channels_first)
-    return by_row(_affine(bias, None, D)[5], segments, rows)
 
 
 def _apply(function: Any, module: Any, x: Tensor, *options: Any, bias: bool = True) -> Tensor:

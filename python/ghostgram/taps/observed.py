@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.taps.session import Slot, Tap, keep, save_scoring, scores, tap_of
+from ghostgram.taps.uses import ContractedUse
 
 Contract = Callable[..., Tensor]
 """(rows, segments, *tensors, gradient at the output, D) -> (rows, K) dots."""
@@ -34,7 +35,9 @@ class _Observed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         *tensors, D, _, segments = ctx.saved_tensors
         dots = None if D is None else ctx.contract(ctx.rows, segments, *tensors, grad, D)
-        keep(ctx, partial(ctx.contract, ctx.rows, segments, *tensors, grad))
+        if ctx.later is not None and (parameter := ctx.later[1].parameter) is not None:
+            contract = partial(ctx.contract, ctx.rows, segments, *tensors, grad)
+            keep(ctx, partial(ContractedUse, contract, tuple(parameter.shape), grad, ctx.rows))
         return grad, None, *scores(dots), *(None for _ in tensors)
 
 

@@ -18,7 +18,8 @@ from torch.func import functional_call, jvp
 from torch.utils import _pytree
 
 from ghostgram.taps.observed import observed
-from ghostgram.taps.session import by_row, tap_of
+from ghostgram.taps.session import tap_of
+from ghostgram.taps.uses import by_row
 
 
 class _Call(NamedTuple):
@@ -79,7 +80,7 @@ class OwnForward:
         tap.note_dtype(y.dtype)
         for key in parameters:
             contract = partial(own_dots, call, list(parameters), key)
-            y = observed(tap, tap.slot(key), y, contract, *parameters.values(), *tensors)
+            y = observed(tap, tap.slot(key), y, contract, *(p.detach() for p in parameters.values()), *tensors)
         return y
 
 

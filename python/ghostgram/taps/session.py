@@ -8,22 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ghostgram.taps.sharding import whole
+from ghostgram.taps.uses import Kept, RowsUse, Use
 
 if TYPE_CHECKING:
     from ghostgram.taps.coverage import Coverage
 
-Contraction = Callable[[Tensor], Tensor]
-"""From directions (K, *parameter shape) to the dots (B, K) of every sample's gradient with them."""
-
-
-Kept = list[tuple[nn.Parameter, Contraction]]
-"""What layers keep of a backward for want of directions: each use's parameter and contraction."""
+Gradients = bool | Literal["later"]
+"""Whether a backward computes the parameters' own gradients, or keeps what they are made of."""
 
 
 class NoSampleAxisError(ValueError):
@@ -41,11 +38,12 @@ class Slot:
     directions: Tensor | None = None
     """(K, *shape) to contract with; None when the parameter is not scored or its directions come later."""
     probe: Tensor | None = None
-    """(rows, K) of zeros, whose gradient the dots are; None where there are no directions."""
+    """(rows, K) of zeros, whose gradient the dots are; empty where it is there only to make autograd call the layer's
+    backward; None where nothing is wanted of it."""
     parameter: nn.Parameter | None = None
-    """The parameter scored, as the optimizer knows it; None when it is not scored."""
+    """The parameter, as the optimizer knows it; None when it is neither scored nor kept."""
     mark: str = ""
-    """Names the parameter to `_note_rounded`."""
+    """Names the parameter to `_note_rounded`; empty when it is not scored."""
     rows: tuple[int, int] | None = None
     """Where the parameter's rows that this use reads start and stop; None where it reads all."""
 
@@ -54,14 +52,11 @@ class Slot:
         directions = None if self.directions is None else self.directions[:, start:stop]
         return replace(self, directions=directions, rows=(start, stop))
 
-    def keep(self, taps: Taps, later: Contraction) -> None:
-        """Keeps a contraction with directions of these rows, if the parameter is scored."""
+    def keep(self, taps: Taps, use: Callable[[], Use]) -> None:
+        """Keeps a use of these rows, if the parameter is wanted later."""
         if self.parameter is not None:
-            taps.keep(self.parameter, later if self.rows is None else partial(_of_rows, later, *self.rows))
-
-
-def _of_rows(later: Contraction, start: int, stop: int, D: Tensor) -> Tensor:
-    return later(D[:, start:stop])
+            kept = use()
+            taps.keep(self.parameter, kept if self.rows is None else RowsUse(kept, *self.rows, len(self.parameter)))
 
 
 _EMPTY = Slot()
@@ -79,8 +74,8 @@ class Tap:
     rows: int
     """The rows of dots: samples, or documents."""
     slots: Mapping[str, Slot]
-    late: bool
-    """Whether directions come later, so that layers keep what a contraction needs."""
+    keeps: bool
+    """Whether layers keep their uses of parameters, because directions or weights of samples come later."""
     gradients: bool
     """Whether backward computes the parameters' own gradients."""
 
@@ -90,7 +85,7 @@ class Tap:
 
     def scoring(self, weight: Slot, bias: Slot = _EMPTY) -> tuple[Any, ...]:
         """What scores a layer's two parameters: the last seven arguments of its autograd.Function."""
-        later = (self, weight, bias) if self.late else None
+        later = (self, weight, bias) if self.keeps else None
         return weight.directions, weight.probe, bias.directions, bias.probe, self.segments, self.rows, later
 
     def check_samples(self, x: Tensor, layer: str) -> None:
@@ -106,7 +101,7 @@ class Tap:
             )
 
     def trained(self, parameter: Tensor | None) -> Tensor | None:
-        """A parameter as the layer should take it: detached where scores alone are wanted."""
+        """A parameter as the layer should take it: detached where backward is not to compute its gradient."""
         return parameter if parameter is None or self.gradients else parameter.detach()
 
     def note_dtype(self, dtype: torch.dtype) -> None:
@@ -150,10 +145,12 @@ class Taps:
         self._modules = coverage.tapped
         scored = set(dots_needed)
         self._parameters = {
-            module: {n: p for n, p in module.named_parameters(recurse=False) if p in scored}
+            module: {n: p for n, p in module.named_parameters(recurse=False) if p in scored or p.requires_grad}
             for module, _ in self._modules
         }
-        self.scored = list(dict.fromkeys(p for named in self._parameters.values() for p in named.values()))
+        present = dict.fromkeys(p for named in self._parameters.values() for p in named.values())
+        self.scored = [p for p in present if p in scored]
+        self._names = {p: name for name, p in (coverage.scored | coverage.excluded).items()}
         self._marks = {p: f"{id(self)} {index}" for index, p in enumerate(self.scored)}
         _noting[str(id(self))] = self
         self._dots: dict[nn.Parameter, Tensor] = {}
@@ -173,38 +170,44 @@ class Taps:
         *,
         segments: Tensor | None = None,
         documents: int = 0,
-        gradients: bool = True,
+        gradients: Gradients = True,
     ) -> Iterator[None]:
         """Scores the backward passes inside, whose layer inputs have `batch` samples in their first dimension.
 
         Args:
             batch: The number of samples B.
             directions: parameter -> (K, *shape), in the parameter's accumulation dtype, sharded as the parameter is
-                (`sharding.parts_of`). None when they are not known yet: every layer's (a, b) is then kept until
-                `contract`.
+                (`sharding.parts_of`). None when they are not known yet: every use of a scored parameter is then kept
+                until `contract`.
             segments: (B, T) integers: the document, 0 to documents - 1, of each position; a row of dots is then a
                 document's, by position. Negative for positions of no document.
             documents: The number of documents in `segments`.
-            gradients: Whether backward also computes the parameters' own gradients.
+            gradients: Whether backward also computes the parameters' own gradients. "later": it leaves .grad alone,
+                and every use of a trainable parameter of a tapped module, scored or not, is kept until `accumulate`.
+
+        Raises:
+            RuntimeError: Under "later", a gradient reached a parameter past its layer: no later choice of samples could
+                take it back.
         """
         rows = batch if segments is None else documents
         probes: dict[nn.Parameter, Tensor] = {}
         self._kept, self._open = [], True
         if directions is not None:
             probes = self._make_probes(directions, rows)
+        keeps, guards = directions is None or gradients == "later", []
         try:
+            if gradients == "later":
+                guards = [p.register_hook(partial(_refuse, name)) for p, name in self._names.items() if p.requires_grad]  # type: ignore[no-untyped-call]
             for module, forward in self._modules:
-                slots = {
-                    name: Slot(None if directions is None else directions[p], probes.get(p), p, self._marks[p])
-                    for name, p in self._parameters[module].items()
-                    if directions is None or p in probes
-                }
-                tap = Tap(self, batch, segments, rows, slots, directions is None, gradients)
+                slots = self._slots(module, directions, probes, gradients == "later")
+                tap = Tap(self, batch, segments, rows, slots, keeps, gradients is True)
                 module._ghostgram = tap  # type: ignore[assignment]
                 module.forward = types.MethodType(_or_untapped(forward) if self._pass_over else forward, module)
             yield
         finally:
             self._open = False
+            for guard in guards:
+                guard.remove()
             for module, _ in self._modules:
                 vars(module).pop("forward", None)
                 vars(module).pop("_ghostgram", None)
@@ -214,14 +217,33 @@ class Taps:
         return self._dots
 
     def kept(self) -> Kept:
-        """Hands over what the last `samples` kept for want of directions; see `contract`."""
+        """Hands over what the last `samples` kept; see `contract` and `accumulate`."""
         kept, self._kept = self._kept, []
         return kept
 
-    def keep(self, parameter: nn.Parameter, later: Contraction) -> None:
-        """Called by a layer's backward: keeps one use of a parameter for `contract`."""
+    def keep(self, parameter: nn.Parameter, use: Use) -> None:
+        """Called by a layer's backward: keeps one use of a parameter."""
         self._check_open()
-        self._kept.append((parameter, later))
+        self._kept.append((parameter, use))
+
+    def _slots(
+        self,
+        module: nn.Module,
+        directions: Mapping[nn.Parameter, Tensor] | None,
+        probes: Mapping[nn.Parameter, Tensor],
+        all_kept: bool,
+    ) -> dict[str, Slot]:
+        """A slot for each of a module's parameters that is scored, or kept."""
+        slots = {}
+        for name, p in self._parameters[module].items():
+            mark = self._marks.get(p, "")
+            if directions is not None and p in probes:
+                slots[name] = Slot(directions[p], probes[p], p, mark)
+            elif all_kept and p.requires_grad:
+                slots[name] = Slot(None, p.new_zeros(0).requires_grad_(), p, mark)
+            elif directions is None and mark:
+                slots[name] = Slot(None, None, p, mark)
+        return slots
 
     def _make_probes(self, directions: Mapping[nn.Parameter, Tensor], rows: int) -> dict[nn.Parameter, Tensor]:
         """A probe for each scored parameter; its gradient, where autograd adds the dots up, is there from the start."""
@@ -249,11 +271,11 @@ class Taps:
     @staticmethod
     @torch.no_grad()
     def contract(kept: Kept, directions: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-        """The dots of layers kept by a `samples` without directions."""
+        """The dots of uses kept by a `samples` without directions."""
         dots: dict[nn.Parameter, Tensor] = {}
-        for parameter, contraction in kept:
+        for parameter, use in kept:
             if parameter in directions:
-                more = contraction(whole(directions[parameter]))
+                more = use.dots(whole(directions[parameter]))
                 dots[parameter] = dots[parameter] + more if parameter in dots else more
         return dots
 
@@ -270,6 +292,13 @@ def _or_untapped(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return type(module).forward(module, *args, **kwargs)  # type: ignore[no-any-return]
 
     return tapped
+
+
+def _refuse(name: str, grad: Tensor) -> Tensor:
+    raise RuntimeError(
+        f"{name}: a gradient reached it past its layer's forward (an argument of a function? a penalty on weights?), "
+        "where it cannot be re-weighted by sample"
+    )
 
 
 def tap_of(module: nn.Module) -> Tap:
@@ -298,8 +327,8 @@ def saved(ctx: Any) -> tuple[Any, ...]:
     return *tensors, whole(D_weight), whole(D_bias), segments
 
 
-def keep(ctx: Any, of_weight: Contraction, of_bias: Contraction | None = None) -> None:
-    """Keeps the contractions of one use of weight and bias, if their directions come later."""
+def keep(ctx: Any, of_weight: Callable[[], Use], of_bias: Callable[[], Use] | None = None) -> None:
+    """Keeps one use of weight and bias, if their directions or the weights of samples come later."""
     if ctx.later is not None:
         tap, weight, bias = ctx.later
         weight.keep(tap.taps, of_weight)
@@ -310,16 +339,6 @@ def keep(ctx: Any, of_weight: Contraction, of_bias: Contraction | None = None) -
 def scores(dots_weight: Tensor | None, dots_bias: Tensor | None = None) -> tuple[Tensor | None, ...]:
     """The gradients of the arguments of `Tap.scoring`: dots for probes, nothing for the others."""
     return None, dots_weight, None, dots_bias, None, None, None
-
-
-def by_row(dots: Tensor, segments: Tensor | None, rows: int) -> Tensor:
-    """The dots of positions, (B T, K), added up by document; the dots of samples as they are."""
-    if segments is None:
-        return dots
-    target = segments.reshape(-1).long()
-    # Positions of no document go to a row that is cut off: no mask, whose size would depend on the data.
-    summed = dots.new_zeros(rows + 1, dots.shape[1]).index_add(0, torch.where(target < 0, rows, target), dots)
-    return summed[:rows]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

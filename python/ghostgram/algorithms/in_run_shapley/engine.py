@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from ghostgram.algorithms.in_run_shapley.linearize import check_optimizer
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses
 from ghostgram.algorithms.in_run_shapley.ranks import Ranks, check_settings
 from ghostgram.algorithms.in_run_shapley.scoring import Scorer, Settings, Step
+from ghostgram.algorithms.in_run_shapley.select import (
+    Choose,
+    Chosen,
+    OnlineSelection,
+    Request,
+    StepCurvature,
+    chooser,
+)
 from ghostgram.algorithms.in_run_shapley.validation import Validation, ValidationSets
 from ghostgram.taps import Coverage, cover
 
@@ -171,6 +180,7 @@ class InRunShapley:
         self._step: Step | None = None
         self._inside = False
         self._accumulating = False
+        self._selection: OnlineSelection | None = None
         self._hook = optimizer.register_step_pre_hook(lambda *_: self._before_optimizer())
 
     # The loop ----------------------------------------------------------------------------------------------------
@@ -233,6 +243,68 @@ class InRunShapley:
             _check_segments(segments, len(listed))
         with self._scorer.backward(self._step, listed, losses, segments, self._accumulating):
             yield
+
+    @contextmanager
+    def select(
+        self,
+        ids: Tensor | Sequence[int],
+        keep: int | None = None,
+        method: str | Choose = "top-k",
+        *,
+        least: float = 0.0,
+        curvature: float | None = None,
+        seed: int = 0,
+        rescale: bool = True,
+        loss_scale: float = 1.0,
+        losses: Losses | None = None,
+    ) -> Iterator[Chosen]:
+        """Scores the samples of one backward, and trains on the best of them alone, in that one backward.
+
+        In place of `step(ids)`; inside an open step in place of `samples(ids)`. After the block .grad holds the sum of
+        the chosen samples' gradients, each times its weight: with a mean over samples as loss and `rescale` it is the
+        gradient of the mean over the chosen ones. All candidates are logged, with columns weight and candidate_<set>.
+
+        Args:
+            ids: (B,) integer ids of the candidates.
+            keep: How many samples to choose; None for "threshold" or a callable.
+            method: "top-k" by the first-order value <g_i, P * g_val>, a mean over the sets; "greedy", GREATS' choice,
+                which counts what samples have in common against them; "threshold"; "random", the control; or a callable
+                from `Candidates` to rows (n,) int64 or weights (B,).
+            least: What a value must exceed under "threshold".
+            curvature: lambda of "greedy"; None: measured along the last step, see `StepCurvature`.
+            seed: Of "random", which draws anew in every step.
+            rescale: Multiply the chosen samples' gradients by B / n.
+            loss_scale: A GradScaler's factor, for methods that do not go by order alone: `scaler.get_scale()`.
+            losses: For audits: see `samples`.
+
+        Raises:
+            ValueError: The engine's scores come too late to choose by (order 2, v_state "post"), or a bad argument.
+            UncoveredParameterError: A trainable parameter has no tap, excluded or not: it is named.
+            RuntimeError: A gradient reached a parameter past its layer, or there are several ranks.
+
+        Cost:
+            A forward, the input gradients and the scores of all B candidates, and the weight gradients of n; every
+            layer's (a, b) until then. "greedy": the Gram matrix, about twice the weight gradients of all B; with
+            a measured curvature a copy of the weights and one of the validation gradient.
+        """
+        if self._order != 1 or self._scorer.settings.v_state != "pre":
+            raise ValueError(
+                "select: expected order=1 and v_state='pre', whose scores are known in the backward itself"
+            )
+        self._selection = self._selection or OnlineSelection(self._scorer)
+        listed = _integers(ids)
+        if method == "greedy" and curvature is None:
+            self._scorer.curvature = self._scorer.curvature or StepCurvature()
+        with nullcontext() if self._inside else self.step():
+            assert self._step is not None
+            draw = (seed, self._step.number, len(self._step.microbatches))
+            measured = self._scorer.curvature
+            known = curvature if curvature is not None else measured.value if measured is not None else 0.0
+            request = Request(chooser(method, keep, least, known, draw, len(listed)), rescale, loss_scale)
+            request.chosen.weights = torch.ones(len(listed), dtype=torch.float64)  # unless they can be scored
+            around = partial(self._selection.around, request=request)
+            with self._scorer.backward(self._step, listed, losses, None, self._accumulating, around):
+                yield request.chosen
 
     def values(self) -> Any:
         """The value of every sample of this rank: a pyarrow.Table with id, set, value (positive = helped), steps."""

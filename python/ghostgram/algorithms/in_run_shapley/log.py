@@ -193,7 +193,11 @@ class RunLog:
                 "rank": [self._rank] * rows, "lr": [step.lrs[0]] * rows, "clip": [result.clip] * rows,
                 "order": [order] * rows, "v_state": [result.v_state] * rows, "g_val_age": [step.age] * rows,
                 "skipped": [result.skipped] * rows,
+                "weight": [1.0] * rows if microbatch.weights is None else microbatch.weights.tolist(),
             }  # fmt: skip
+            candidates = result.candidates[index]
+            for k, name in enumerate(self._sets):
+                columns[f"candidate_{name}"] = [None] * rows if candidates is None else candidates[:, k].tolist()
             columns |= {f"phi_{name}": phi[:, k].tolist() for k, name in enumerate(self._sets)}
             if result.first_order is not None:
                 first = result.first_order[index]
@@ -237,17 +241,22 @@ class RunLog:
 
 
 def step_schema(sets: list[str], compares: bool, wide: bool, metadata: Mapping[str, str]) -> Any:
-    """Columns of the step log: one row per scored sample and step, one phi per validation set."""
+    """Columns of the step log: one row per scored sample and step, one phi per validation set.
+
+    `weight` is what an online selection multiplied the sample's gradient by, 0 for those left out; 1 where nothing was
+    selected. phi has it as a factor; candidate_<set> is phi at weight 1, null where nothing was selected.
+    """
     import pyarrow as pa
 
     fields = [
         ("step", pa.int32()), ("sample_id", pa.int64()), ("microbatch", pa.int16()), ("rank", pa.int16()),
         ("lr", pa.float32()), ("clip", pa.float32()), ("order", pa.int8()), ("v_state", pa.string()),
-        ("g_val_age", pa.int16()), ("skipped", pa.bool_()),
+        ("g_val_age", pa.int16()), ("skipped", pa.bool_()), ("weight", pa.float64()),
     ]  # fmt: skip
     number = pa.float64() if wide else pa.float32()
     fields += [(f"phi_{name}", number) for name in sets]
     fields += [(f"phi1_{name}", number) for name in sets if compares]
+    fields += [(f"candidate_{name}", number) for name in sets]
     return pa.schema(fields, metadata={"sign": SIGN, **metadata})
 
 

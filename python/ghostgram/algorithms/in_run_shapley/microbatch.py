@@ -13,7 +13,7 @@ from ghostgram.algorithms.in_run_shapley.oracle import directional_derivatives, 
 from ghostgram.algorithms.in_run_shapley.scaling import gathered
 from ghostgram.algorithms.in_run_shapley.validation import gradients_aside
 from ghostgram.taps import Taps
-from ghostgram.taps.session import Kept
+from ghostgram.taps.uses import Kept
 
 Losses = Callable[[], Tensor]
 Directions = Mapping[nn.Parameter, Tensor]
@@ -59,6 +59,8 @@ class Microbatch:
     oracle: Tensor | None = None
     """(rows, K) audited dots of all parameters together."""
     kept: Kept = field(default_factory=list)
+    weights: Tensor | None = None
+    """(rows,) what each row's gradient was multiplied by, where an online selection has chosen; dots are without it."""
     ranks: int = 1
     """Processes over which gradients are averaged: dots are divided by it."""
 
@@ -66,6 +68,13 @@ class Microbatch:
     def batch(self) -> int:
         """The first dimension of every layer's input."""
         return len(self.ids) if self.segments is None else self.segments.shape[0]
+
+    @property
+    def weighted_dots(self) -> Dots:
+        """The dots of the rows' shares of .grad, on the CPU."""
+        if self.weights is None:
+            return self.dots
+        return {p: self.weights[:, None] * d for p, d in self.dots.items()}
 
     @contextmanager
     def scored(self, taps: Taps, directions: Directions | None, gradients: bool = True) -> Iterator[None]:

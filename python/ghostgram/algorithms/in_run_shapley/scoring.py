@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,9 +18,13 @@ from ghostgram.algorithms.in_run_shapley.linearize import state_is_ready
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch, RandomStates
 from ghostgram.algorithms.in_run_shapley.ranks import Ranks
 from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
+from ghostgram.algorithms.in_run_shapley.select import StepCurvature
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
 from ghostgram.taps import Coverage, Taps
 from ghostgram.taps.sharding import local, parts_of
+
+Selection = Callable[[Microbatch, Directions], AbstractContextManager[None]]
+"""Around a backward that is scored along the directions, and whose samples are chosen then."""
 
 
 class Settings(NamedTuple):
@@ -60,6 +64,8 @@ class Result(NamedTuple):
 
     phis: list[Tensor]
     """Per microbatch of this process (rows, K) float64."""
+    candidates: list[Tensor | None]
+    """The same at weight 1, where an online selection has chosen."""
     first_order: list[Tensor] | None
     """The same of order 1 and the same P, if orders are compared."""
     sum_phi: Tensor
@@ -92,6 +98,7 @@ class Scorer:
         self._fallback = list(coverage.fallback.values())
         self._held: list[Gradient] = []  # the validation gradient between refreshes
         self._age = 0
+        self.curvature: StepCurvature | None = None  # once a selection wants it
 
     # Phases of a step ------------------------------------------------------------------------------------------------
 
@@ -107,6 +114,8 @@ class Scorer:
             step.age, step.gradients = self._age, self._held
         else:
             step.losses, step.gradients = self.sets.gradients(self.model, list(self.groups))
+            if self.curvature is not None:
+                self.curvature.see(step.gradients)
             if settings.refresh > 1:
                 step.turned = _turned(self._held, step.gradients, self.ranks) if self._held else None
                 self._held, self._age = step.gradients, 0
@@ -116,16 +125,25 @@ class Scorer:
 
     @contextmanager
     def backward(
-        self, step: Step, ids: list[int], losses: Losses | None, segments: Tensor | None, accumulating: bool
+        self,
+        step: Step,
+        ids: list[int],
+        losses: Losses | None,
+        segments: Tensor | None,
+        accumulating: bool,
+        selection: Selection | None = None,
     ) -> Iterator[None]:
-        """Around one forward and backward of the step."""
+        """Around one forward and backward of the step, all of whose samples count unless a selection chooses."""
         microbatch = Microbatch(ids, losses, segments, ranks=self.ranks.size)
         microbatch.way = self._way(step, microbatch, accumulating)
         if losses is not None:
             microbatch.states = RandomStates(self.model)
         if step.directions is not None:
             self._ask_oracle(step, microbatch, step.directions)
-        if microbatch.way in ("early", "stored"):
+        if selection is not None and step.directions is not None:
+            with selection(microbatch, step.directions):
+                yield
+        elif microbatch.way in ("early", "stored"):
             with microbatch.scored(self.taps, step.directions and self._placed(self._tapped(step.directions))):
                 yield
         else:
@@ -161,7 +179,10 @@ class Scorer:
         for parameter, carried in step.history.items():
             if parameter.grad is not None:  # else the optimizer skips it: neither momentum nor decay move it
                 history = history + carried
-        phis = [-self._total(step, microbatch, scales) for microbatch in step.microbatches]
+        at_one = [-self._total(step, microbatch, scales) for microbatch in step.microbatches]
+        weights = [microbatch.weights for microbatch in step.microbatches]
+        phis = [phi if w is None else w[:, None] * phi for phi, w in zip(at_one, weights, strict=True)]
+        candidates = [None if w is None else phi for phi, w in zip(at_one, weights, strict=True)]
         audit = audited(self, step, directions)
         sets = len(history)
         uncovered = torch.zeros_like(history)
@@ -178,16 +199,19 @@ class Scorer:
         phis = [phi[:, :sets] for phi in phis]
         sum_phi = self.ranks.over_samples(torch.stack([phi.sum(0) for phi in phis]).sum(0))
         clip = min(scales.values(), default=1.0)
-        step.result = Result(phis, first_order, sum_phi, history, uncovered, clip, v_state, audit)
+        step.result = Result(phis, candidates, first_order, sum_phi, history, uncovered, clip, v_state, audit)
         step.directions, step.gradients, step.record = None, [], None
-        step.microbatches = [Microbatch(m.ids, segments=m.segments) for m in step.microbatches]
+        step.microbatches = [Microbatch(m.ids, segments=m.segments, weights=m.weights) for m in step.microbatches]
 
     def skip(self, step: Step) -> None:
         """A step that the optimizer never took moved nothing."""
         nothing = torch.zeros(len(self.sets.names), dtype=torch.float64)
         phis = [torch.zeros(len(m.ids), len(nothing), dtype=torch.float64) for m in step.microbatches]
         compared = phis if self.settings.compare_orders else None
-        step.result = Result(phis, compared, nothing, nothing, nothing, 1.0, self.settings.v_state, None, skipped=True)
+        candidates = [None if m.weights is None else phi for m, phi in zip(step.microbatches, phis, strict=True)]
+        step.result = Result(
+            phis, candidates, compared, nothing, nothing, nothing, 1.0, self.settings.v_state, None, skipped=True
+        )
 
     def held(self) -> dict[str, Any]:
         """The validation gradient that later steps will use again, for a checkpoint."""
