@@ -3,9 +3,9 @@
     python benchmarks/peers/zoo.py                # all, in two minutes; writes benchmarks/results/zoo.md
     python benchmarks/peers/zoo.py GPT-2 ViT      # these models alone; prints and writes nothing
 
-Ours is the dots of InRunShapley, as in tests/zoo. Opacus is asked for the norm of every sample's gradient, once by way of
-GradSampleModule and once by that of ghost clipping; TorchJD for the samples' Gram matrix. What they say is compared with
-gradients of one sample at a time.
+Ours is the dots of InRunShapley, as in tests/zoo. Opacus is asked for the norm of every sample's gradient, once by way
+of GradSampleModule and once by that of ghost clipping; TorchJD for the samples' Gram matrix. What they say is compared
+with gradients of one sample at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from zoo.truth import Truth  # noqa: E402
 RESULT = ROOT / "benchmarks/results/zoo.md"
 EXACT, EXACT_16_BIT = 1e-4, 2e-2
 """Up to which relative error a peer counts as exact, in float32 and under bfloat16 autocast."""
-OURS_ALONE = ("late directions", "two microbatches")
+ELEMENTS: dict[str, tuple[int, int]] = {}
+"""Model -> elements covered of all its parameters, and those of them that taps score."""
+OURS_ALONE = ("late, stored", "late, replayed", "late, forward", "two microbatches")
 """Conditions of In-Run Data Shapley that say nothing to norms and Gram matrices."""
 
 
@@ -50,6 +52,7 @@ def ours(setting: Setting, truth: Truth) -> float:
     found = shapley_dots(setting, truth)
     if found.covered != found.trainable:
         raise ValueError(f"{found.covered} of {found.trainable} elements are covered")
+    ELEMENTS.setdefault(setting.entry.name, (found.covered, found.tapped))
     return found.error
 
 
@@ -98,7 +101,7 @@ ASKED: dict[str, Callable[[Setting, Truth], float]] = {
 }
 
 
-# The tables -------------------------------------------------------------------------------------------------------------
+# The tables -----------------------------------------------------------------------------------------------------------
 
 
 class Answers:
@@ -125,9 +128,13 @@ class Answers:
         return cell
 
     def table(self, who: str, models: list[str]) -> list[str]:
-        lines = [f"| {who} | " + " | ".join(CONDITIONS) + " |", "|---" * (len(CONDITIONS) + 1) + "|"]
+        counts = ["elements covered", "by taps"] if who == "ghostgram" else []
+        lines = [f"| {who} | " + " | ".join([*counts, *CONDITIONS]) + " |"]
+        lines.append("|---" * (len(counts) + len(CONDITIONS) + 1) + "|")
         for model in models:
-            lines.append(f"| {model} | " + " | ".join(self.cells[who, model, c] for c in CONDITIONS) + " |")
+            covered, tapped = ELEMENTS.get(model, (0, 0))
+            cells = [f"{covered} of {covered}", f"{tapped / max(covered, 1):.0%}"] if counts else []
+            lines.append(f"| {model} | " + " | ".join(cells + [self.cells[who, model, c] for c in CONDITIONS]) + " |")
         return lines
 
     def count(self, who: str) -> str:
