@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -52,7 +53,8 @@ def ours(setting: Setting, truth: Truth) -> float:
     found = shapley_dots(setting, truth)
     if found.covered != found.trainable:
         raise ValueError(f"{found.covered} of {found.trainable} elements are covered")
-    ELEMENTS.setdefault(setting.entry.name, (found.covered, found.tapped))
+    if setting.condition.name == "plain":
+        ELEMENTS[setting.entry.name] = found.covered, found.tapped
     return found.error
 
 
@@ -132,8 +134,10 @@ class Answers:
         lines = [f"| {who} | " + " | ".join([*counts, *CONDITIONS]) + " |"]
         lines.append("|---" * (len(counts) + len(CONDITIONS) + 1) + "|")
         for model in models:
-            covered, tapped = ELEMENTS.get(model, (0, 0))
-            cells = [f"{covered} of {covered}", f"{tapped / max(covered, 1):.0%}"] if counts else []
+            cells = ["", ""] if counts else []
+            if counts and model in ELEMENTS:
+                covered, tapped = ELEMENTS[model]
+                cells = [f"{covered} of {covered}", f"{tapped / covered:.0%}"]
             lines.append(f"| {model} | " + " | ".join(cells + [self.cells[who, model, c] for c in CONDITIONS]) + " |")
         return lines
 
@@ -147,6 +151,8 @@ def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     answers, models = Answers(), names or list(ZOO)
+    if find_spec("peft") is None:
+        models = [model for model in models if not model.startswith("peft")]
     for model in models:
         for condition in CONDITIONS.values():
             setting = Setting(ZOO[model], condition)
