@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,7 +33,9 @@ from zoo.truth import Truth  # noqa: E402
 RESULT = ROOT / "benchmarks/results/zoo.md"
 EXACT, EXACT_16_BIT = 1e-4, 2e-2
 """Up to which relative error a peer counts as exact, in float32 and under bfloat16 autocast."""
-OURS_ALONE = ("late directions", "two microbatches")
+ELEMENTS: dict[str, tuple[int, int]] = {}
+"""Model -> elements covered of all its parameters, and those of them that taps score."""
+OURS_ALONE = ("late, stored", "late, replayed", "late, forward", "two microbatches")
 """Conditions of In-Run Data Shapley that say nothing to norms and Gram matrices."""
 
 
@@ -50,6 +53,8 @@ def ours(setting: Setting, truth: Truth) -> float:
     found = shapley_dots(setting, truth)
     if found.covered != found.trainable:
         raise ValueError(f"{found.covered} of {found.trainable} elements are covered")
+    if setting.condition.name == "plain":
+        ELEMENTS[setting.entry.name] = found.covered, found.tapped
     return found.error
 
 
@@ -98,7 +103,7 @@ ASKED: dict[str, Callable[[Setting, Truth], float]] = {
 }
 
 
-# The tables ----------------------------------------------------------------------------------------------------------
+# The tables -----------------------------------------------------------------------------------------------------------
 
 
 class Answers:
@@ -125,9 +130,15 @@ class Answers:
         return cell
 
     def table(self, who: str, models: list[str]) -> list[str]:
-        lines = [f"| {who} | " + " | ".join(CONDITIONS) + " |", "|---" * (len(CONDITIONS) + 1) + "|"]
+        counts = ["elements covered", "by taps"] if who == "ghostgram" else []
+        lines = [f"| {who} | " + " | ".join([*counts, *CONDITIONS]) + " |"]
+        lines.append("|---" * (len(counts) + len(CONDITIONS) + 1) + "|")
         for model in models:
-            lines.append(f"| {model} | " + " | ".join(self.cells[who, model, c] for c in CONDITIONS) + " |")
+            cells = ["", ""] if counts else []
+            if counts and model in ELEMENTS:
+                covered, tapped = ELEMENTS[model]
+                cells = [f"{covered} of {covered}", f"{tapped / covered:.0%}"]
+            lines.append(f"| {model} | " + " | ".join(cells + [self.cells[who, model, c] for c in CONDITIONS]) + " |")
         return lines
 
     def count(self, who: str) -> str:
@@ -140,6 +151,8 @@ def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     answers, models = Answers(), names or list(ZOO)
+    if find_spec("peft") is None:
+        models = [model for model in models if not model.startswith("peft")]
     for model in models:
         for condition in CONDITIONS.values():
             setting = Setting(ZOO[model], condition)

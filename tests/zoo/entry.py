@@ -40,8 +40,6 @@ class Entry:
     name: str
     make: Callable[[], nn.Module]
     batch: Callable[[], Batch]
-    fallback: str = ""
-    """Why some of its parameters need the exact fallback; empty when taps cover them all."""
     batch_4d: Callable[[], Batch] | None = None
     """The same samples with two more axes between sample and features, where the architecture leaves them free."""
     refuses: Mapping[str, str] = field(default_factory=dict)

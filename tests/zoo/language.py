@@ -45,9 +45,9 @@ def hugging_face(name: str, **sizes: Any) -> Callable[[], nn.Module]:
     return make
 
 
-def language(entry: str, model: str, fallback: str = "", no_forward: str = "", **sizes: Any) -> Entry:
+def language(entry: str, model: str, no_forward: str = "", **sizes: Any) -> Entry:
     refuses = {"late, forward": no_forward} if no_forward else {}
-    return Entry(entry, hugging_face(model, **OURS | sizes), text(), fallback, refuses=refuses)
+    return Entry(entry, hugging_face(model, **OURS | sizes), text(), refuses=refuses)
 
 
 ENTRIES = [

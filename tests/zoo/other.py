@@ -170,12 +170,7 @@ ENTRIES = [
     Entry("experts of nn.Linear", ModuleExperts, text()),
     Entry("nn.TransformerEncoderLayer", TorchEncoder, text(labels=None, classes=CLASSES)),
     Entry("nn.MultiheadAttention", CrossAttention, text(labels=None, classes=CLASSES)),
-    Entry(
-        "bag of words",
-        BagOfWords,
-        text(labels=None, classes=CLASSES),
-        refuses={"late, forward": "torch's EmbeddingBag has no forward mode"},
-    ),
+    Entry("bag of words", BagOfWords, text(labels=None, classes=CLASSES)),
     Entry("text CNN", TextCNN, text(labels=None, classes=CLASSES)),
     Entry("LSTM", lambda: Recurrent(nn.LSTM), text()),
     Entry("GRU", lambda: Recurrent(nn.GRU), text()),

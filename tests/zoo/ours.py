@@ -21,14 +21,16 @@ class Found:
     Attributes:
         error: Of the dots, see `Truth.error`.
         gradient_error: Of the .grad that the scored backward left, see `Truth.gradient_error`.
-        covered: Elements of the parameters in the coverage table.
         trainable: Elements of the trainable parameters.
+        covered: Elements of the parameters in the coverage table.
+        tapped: Those of them that taps score; forward mode scores the others.
     """
 
     error: float
     gradient_error: float
-    covered: int
     trainable: int
+    covered: int
+    tapped: int
 
 
 class Setting:
@@ -65,8 +67,7 @@ def shapley_dots(setting: Setting, truth: Truth) -> Found:
     optimizer = torch.optim.SGD(trained, lr=1.0)
     validation = {str(k): partial(linear, directions=[d[k] for d in truth.directions]) for k in range(DIRECTIONS)}
     late = {"v_state": "post", "late": condition.late} if condition.late else {}
-    fallback = "jvp" if setting.entry.fallback else "error"
-    shapley = gg.InRunShapley(model, optimizer, validation, fallback=fallback, **late)
+    shapley = gg.InRunShapley(model, optimizer, validation, fallback="jvp", **late)
     size = SAMPLES // condition.microbatches
     with shapley.step():
         for first in range(0, SAMPLES, size):
@@ -82,6 +83,11 @@ def shapley_dots(setting: Setting, truth: Truth) -> Found:
     optimizer.step()
     log = shapley.step_log()
     dots = -torch.tensor([log[f"phi_{k}"].to_pylist() for k in range(DIRECTIONS)], dtype=torch.float64).T
-    covered = sum(row.numel for row in shapley.coverage().rows)
-    trainable = sum(p.numel() for p in trained)
-    return Found(truth.error(dots), truth.gradient_error(gradient), covered, trainable)
+    coverage = shapley.coverage()
+    return Found(
+        truth.error(dots),
+        truth.gradient_error(gradient),
+        trainable=sum(p.numel() for p in trained),
+        covered=sum(row.numel for row in coverage.rows),
+        tapped=sum(p.numel() for p in coverage.scored.values()),
+    )
