@@ -33,7 +33,7 @@ from common import (
 import ghostgram as gg
 from ghostgram import data
 
-DOCUMENTS, EPOCHS, LR = 2400, 3, 1e-3
+DOCUMENTS, EPOCHS, LR = 1600, 3, 1e-3
 POOL, TAKE = 1024, 8
 STEPS = DOCUMENTS * EPOCHS // BATCH
 NONE, ORACLE = "nothing", "corrupted documents"
