@@ -26,7 +26,7 @@ import recording
 from tiny_lm import TinyLM
 
 FOUND = recording.RESULTS / "in_run_shapley"
-WINDOW, BATCH, WIDTH, LAYERS, HEADS = 128, 32, 64, 2, 4
+WINDOW, BATCH, WIDTH, LAYERS, HEADS = 128, 16, 64, 2, 4
 WARM_UP, MAX_NORM = 20, 1.0
 HELD_OUT = 0.2  # of every domain's documents
 TRAINING, FRESH = 960, 512  # windows cut per domain: of documents trained on, and of those held out
@@ -120,16 +120,16 @@ def mean_loss(windows: Tensor) -> Callable[[nn.Module], Tensor]:
     return lambda model: window_losses(model, windows).mean()
 
 
-def batches(count: int, steps: int, seed: int, kept: np.ndarray | None = None) -> Iterator[Tensor]:
+def batches(count: int, steps: int, seed: int, kept: np.ndarray | None = None, size: int = BATCH) -> Iterator[Tensor]:
     """Ids of every batch. Those of a subset come in the order in which they come without it."""
     generator, waiting = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
     wanted = torch.ones(count, dtype=torch.bool) if kept is None else torch.from_numpy(kept)
     for _ in range(steps):
-        while len(waiting) < BATCH:
+        while len(waiting) < size:
             order = torch.randperm(count, generator=generator)
             waiting = torch.cat([waiting, order[wanted[order]]])
-        yield waiting[:BATCH]
-        waiting = waiting[BATCH:]
+        yield waiting[:size]
+        waiting = waiting[size:]
 
 
 def record(experiment: str, key: dict[str, Any], **found: Any) -> None:

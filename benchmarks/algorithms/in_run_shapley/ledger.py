@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import in_run_shapley as demo  # of examples/
+import common  # puts examples/ on the path
+import in_run_shapley as demo
 import numpy as np
 import torch
-from common import Learner, batches, mean_loss, record, rows
 from rich.console import Console
 from tiny_lm import TinyLM
 
@@ -32,16 +32,16 @@ MODELS = {"demo": (demo.WIDTH, demo.LAYERS, demo.HEADS), "small": (64, 2, 4)}
 def run(model: str, lr: float, way: str) -> None:
     corpus = demo.gather(DOCUMENTS, "shuffle", SEED, Console())
     text = torch.from_numpy(corpus.windows).long()
-    learner = Learner(SEED, lr, TinyLM(*MODELS[model], demo.WINDOW))
-    sets = {name: mean_loss(windows) for name, windows in corpus.validation.items()}
+    learner = common.Learner(SEED, lr, TinyLM(*MODELS[model], demo.WINDOW))
+    sets = {name: common.mean_loss(windows) for name, windows in corpus.validation.items()}
     shapley = gg.InRunShapley(learner.model, learner.optimizer, sets, **WAYS[way])
-    for ids in batches(len(text), STEPS, SEED):
+    for ids in common.batches(len(text), STEPS, SEED, size=demo.BATCH):
         learner.step(text[ids], shapley.step(ids=ids))
     ledger = shapley.ledger()
     for name, windows in corpus.validation.items():
         mine = ledger.filter([each == name for each in ledger["set"].to_pylist()])
         key = {"model": model, "lr": lr, "way": way, "set": name}
-        record("ledger", key, **summary(mine), noise=noise_floor(learner, windows))
+        common.record("ledger", key, **summary(mine), noise=noise_floor(learner, windows))
 
 
 def summary(ledger: Any) -> dict[str, float]:
@@ -63,10 +63,10 @@ def summary(ledger: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def noise_floor(learner: Learner, windows: torch.Tensor) -> float:
+def noise_floor(learner: common.Learner, windows: torch.Tensor) -> float:
     """The same weights and windows, read at once and one by one."""
-    loss = mean_loss(windows)(learner.model).item()
-    return abs(loss - float(np.mean([mean_loss(window)(learner.model).item() for window in windows.split(1)])))
+    loss = common.mean_loss(windows)(learner.model).item()
+    return abs(loss - float(np.mean([common.mean_loss(window)(learner.model).item() for window in windows.split(1)])))
 
 
 def table() -> None:
@@ -74,7 +74,7 @@ def table() -> None:
     print("| model | lr | way | set | sum phi | history | predicted | measured | error | RMS | drift | noise floor |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     order = {way: index for index, way in enumerate(WAYS)}
-    for row in sorted(rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
+    for row in sorted(common.rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
         numbers = [f"{row[name]:+.3f}" for name in ("sum_phi", "history", "predicted", "measured")]
         numbers += [f"{row['residual'] / row['measured']:+.1%}", f"{row['rms']:.3f}", f"{row['drift']:.3f}"]
         print("|", " | ".join([row["model"], f"{row['lr']:g}", row["way"], row["set"], *numbers]),
@@ -82,7 +82,7 @@ def table() -> None:
     print("\nresiduals by steps: of 0 to 19 (warm-up), 20 to 99, 100 to 199; and the largest of a step")
     print("| model | lr | way | set | 0-19 | 20-99 | 100-199 | largest | at step | measured there |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in sorted(rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
+    for row in sorted(common.rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
         names = ("first_20", "from_20_to_100", "after_100", "worst")
         numbers = [f"{row[name]:+.4f}" for name in names] + [str(row["worst_step"]), f"{row['worst_measured']:+.4f}"]
         print("|", " | ".join([row["model"], f"{row['lr']:g}", row["way"], row["set"], *numbers]), "|")

@@ -18,7 +18,7 @@ from scipy import stats
 
 import ghostgram as gg
 
-DOCUMENTS, STEPS, LR, TAKE = 1600, 104, 5e-4, 16
+DOCUMENTS, STEPS, LR, TAKE = 1200, 152, 1e-3, 8
 REFRESH = (1, 2, 4, 8)
 BLOCK = max(REFRESH)
 

@@ -18,8 +18,8 @@ from scipy import stats
 
 import ghostgram as gg
 
-DOCUMENTS, EPOCHS, LR, HALF = 2400, 2, 2e-3, 768
-TAKES = (1, 16)
+DOCUMENTS, EPOCHS, LR, HALF = 1600, 2, 1e-3, 512
+TAKES = (1, 8)
 STEPS = DOCUMENTS * EPOCHS // BATCH
 
 
