@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ghostgram import data
 from ghostgram.algorithms.in_run_shapley.fidelity import FORMS, Agreement, agreement, closed_form
@@ -82,15 +81,8 @@ def language_model(rate: float) -> tuple[dict[str, list[Agreement]], float]:
     batches = (lambda model, w=w: shares(model, w) for w in text.split(BATCH))
     torch.manual_seed(0)
     model = TinyLM(32, 2, 2, WINDOW)
-    with sdpa_kernel(SDPBackend.MATH):  # vmap loops over the fused kernel
-        return agreements(
-            model,
-            rate,
-            batches,
-            lambda m: next_byte_loss(m, held),
-            LM_STEPS,
-            lambda g: monte_carlo_shapley(g, PERMUTATIONS),
-        )
+    truth = partial(monte_carlo_shapley, permutations=PERMUTATIONS)
+    return agreements(model, rate, batches, lambda m: next_byte_loss(m, held), LM_STEPS, truth)
 
 
 def two_layers(rate: float) -> tuple[dict[str, list[Agreement]], float]:
@@ -130,7 +122,6 @@ def show(title: str, results: dict[float, tuple[dict[str, list[Agreement]], floa
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", message="There is a performance drop")
     parser = argparse.ArgumentParser()
     parser.add_argument("--lm", type=float, nargs="*", default=LM_RATES, help="learning rates of the language model")
     parser.add_argument("--two-layers", type=float, nargs="*", default=TWO_LAYER_RATES)

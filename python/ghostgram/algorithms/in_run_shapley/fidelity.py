@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ghostgram.algorithms.in_run_shapley.linearize import Linearised, linearize, state_is_ready
 from ghostgram.algorithms.in_run_shapley.monte_carlo import StepGame, StepValues, Validation, monte_carlo_shapley
@@ -108,8 +107,7 @@ def closed_form(game: StepGame, v_state: str, curvature: str | None = None) -> S
         ValueError: An unknown v_state or curvature.
 
     Cost:
-        One forward and backward of every validation set, and for "midpoint" a forward; about six for "hvp", by the math
-        attention kernel.
+        One forward and backward of every validation set, and for "midpoint" a forward; about six for "hvp".
 
     Source:
         arXiv 2406.11011, Theorems 3 and 4; docs/algorithms/in_run_shapley_fidelity.md.
@@ -165,10 +163,9 @@ def _curvature(game: StepGame, along: Tensor) -> Tensor:
     """(K, n): the Hessians of the validation losses at w times a vector."""
     shift = torch.zeros_like(along).requires_grad_()
     rows = []
-    with sdpa_kernel(SDPBackend.MATH):  # no other attention has second derivatives
-        for loss in game.losses_at(shift):
-            (gradient,) = torch.autograd.grad(loss, shift, create_graph=True)
-            rows.append(torch.autograd.grad(gradient @ along, shift, retain_graph=True)[0])
+    for loss in game.losses_at(shift):
+        (gradient,) = torch.autograd.grad(loss, shift, create_graph=True)
+        rows.append(torch.autograd.grad(gradient @ along, shift, retain_graph=True)[0])
     return torch.stack(rows)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ghostgram.algorithms.in_run_shapley.linearize import check_optimizer
 from ghostgram.algorithms.in_run_shapley.oracle import per_sample, random_states_kept
@@ -42,7 +43,7 @@ class StepGame:
         optimizer: torch.optim.SGD, Adam or AdamW, as it is before the step.
         losses: Runs the model and returns (B,), every sample's share of the training loss; multiplied by the clip
             coefficient of the whole batch, if there is one.
-        validation: A callable model -> scalar loss, or a dict of them; run in eval mode.
+        validation: A callable model -> scalar loss, or a dict of them; run in eval mode, attention by the math kernel.
         together: Subsets evaluated at once, through torch.func.vmap over the weights. 1 loops over them without it, for
             models that it cannot take.
 
@@ -116,7 +117,8 @@ class StepGame:
 
     def _losses(self, weights: Mapping[nn.Parameter, Tensor]) -> Tensor:
         named = {f"model.{self.moved[p]}": w for p, w in weights.items()}
-        losses: Tensor = functional_call(self._twin, named, ())
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivatives, and vmap would loop over them
+            losses: Tensor = functional_call(self._twin, named, ())
         return losses
 
     def split(self, flat: Tensor) -> dict[nn.Parameter, Tensor]:
