@@ -72,6 +72,7 @@ def adam_P(optimizer, p, group, clip=1.0):
         * (1 - b1)
         / (1 - b1**t)
         / ((state["exp_avg_sq"] / (1 - b2 ** (t - 1))).sqrt() + group["eps"])
+        * (state["exp_avg_sq"] > 0)
     )
 
 

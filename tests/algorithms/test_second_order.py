@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import ghostgram as gg
 from algorithms.models import BATCH, Small, language_model, lm_loss, mse, phis, regression, sentences, warmed
 from ghostgram.algorithms.in_run_shapley.linearize import linearize
+from ghostgram.algorithms.in_run_shapley.secant import secant
 
 COUNT = 5
 
@@ -37,7 +38,7 @@ def all_subsets(utility):
 class Setting:
     """One warmed step of a small model, with everything that its utility is made of."""
 
-    def __init__(self, kind, lr=0.05, **options):
+    def __init__(self, kind, lr=0.05, v_state="secant", **options):
         self.model, self.batch, self.held_out = Small(), regression(COUNT, 1), regression(7, 2)
         self.make = lambda parameters: kind(parameters, lr=lr, weight_decay=0.1, **options)
         self.optimizer = self.make(self.model.parameters())
@@ -49,7 +50,9 @@ class Setting:
         share = lambda i: mse(self.twin, [x[i : i + 1] for x in self.batch]) / COUNT  # noqa: E731
         self.shares = [torch.autograd.grad(share(i), params) for i in range(COUNT)]
         whole = [sum(s) for s in zip(*self.shares, strict=True)]
-        self.steps = linearize(original, original.param_groups[0], params, whole)
+        self.v_state = v_state
+        form = secant if v_state == "secant" else linearize
+        self.steps = form(original, original.param_groups[0], params, whole)
 
     def moved(self, subset):
         return [
@@ -73,7 +76,12 @@ class Setting:
 
     def scored(self, **options):
         """(phi, ledger row) of the engine, whose optimizer takes the step."""
-        shapley = gg.InRunShapley(self.model, self.optimizer, lambda m: mse(m, self.held_out), **{"order": 2} | options)
+        shapley = gg.InRunShapley(
+            self.model,
+            self.optimizer,
+            lambda m: mse(m, self.held_out),
+            **{"order": 2, "v_state": self.v_state} | options,
+        )
         with shapley.step(ids=range(COUNT), losses=lambda: share_of_mse(self.model, self.batch)):
             mse(self.model, self.batch).backward()
         self.optimizer.step()
@@ -88,6 +96,7 @@ KINDS = {
     "SGD": (torch.optim.SGD, {}),
     "momentum": (torch.optim.SGD, {"momentum": 0.9}),
     "AdamW": (torch.optim.AdamW, {}),
+    "AdamW, post": (torch.optim.AdamW, {"v_state": "post"}),
     "Adam": (torch.optim.Adam, {}),
 }
 
@@ -101,7 +110,7 @@ def test_hessian_form_is_the_shapley_value_of_the_quadratic_utility(kind):
     assert np.abs(phi - expected).max() <= 1e-10 * np.abs(expected).max()
     assert row["history"] == pytest.approx(setting.quadratic(()), rel=1e-10)
     assert row["predicted"] == pytest.approx(setting.quadratic(range(COUNT)), rel=1e-10)
-    assert row["v_state"] == "post"
+    assert row["v_state"] == setting.v_state
     assert row["order"] == 2
 
 
@@ -127,14 +136,14 @@ def test_first_order_beside_second():
     phi1 = Setting(torch.optim.AdamW).scored(order=1, v_state="post")[0]
     setting = Setting(torch.optim.AdamW)
     shapley = gg.InRunShapley(
-        setting.model, setting.optimizer, lambda m: mse(m, setting.held_out), order=2, compare_orders=True
+        setting.model, setting.optimizer, lambda m: mse(m, setting.held_out), 2, v_state="post", compare_orders=True
     )
     with shapley.step(ids=range(COUNT)):
         mse(setting.model, setting.batch).backward()
     setting.optimizer.step()
     log = shapley.step_log()
     np.testing.assert_allclose(log["phi1_validation"].to_numpy(), phi1, rtol=1e-12)
-    alone = Setting(torch.optim.AdamW).scored()[0]
+    alone = Setting(torch.optim.AdamW, v_state="post").scored()[0]
     np.testing.assert_allclose(log["phi_validation"].to_numpy(), alone, rtol=1e-12)
 
 
@@ -205,7 +214,7 @@ def test_language_model_by_all_its_layers(late):
     params = list(model.parameters())
     shares = [torch.autograd.grad(lm_loss(model, ids[i : i + 1]) / BATCH, params) for i in range(BATCH)]
     whole = [sum(s) for s in zip(*shares, strict=True)]
-    steps = linearize(optimizer, optimizer.param_groups[0], params, whole)
+    steps = secant(optimizer, optimizer.param_groups[0], params, whole)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for w, (P, h), G in zip(twin.parameters(), steps, whole, strict=True):

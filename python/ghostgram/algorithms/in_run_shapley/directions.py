@@ -8,13 +8,13 @@ Where parameters are sharded, gradients, directions and what is computed here ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.in_run_shapley.linearize import linearize
+from ghostgram.algorithms.in_run_shapley.linearize import Linearised
 from ghostgram.algorithms.in_run_shapley.ranks import Ranks
 from ghostgram.algorithms.in_run_shapley.scaling import gathered
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
@@ -22,10 +22,12 @@ from ghostgram.taps.sharding import local
 
 Groups = Mapping[nn.Parameter, dict[str, Any]]
 Directions = dict[nn.Parameter, Tensor]
+Linearise = Callable[[Mapping[str, Any], Sequence[Tensor], Sequence[Tensor] | None], list[Linearised]]
+"""(param_group, its parameters, what the optimizer will read in their .grad or None) -> P and h of each."""
 
 
 def preconditioned(
-    optimizer: torch.optim.Optimizer,
+    linearise: Linearise,
     groups: Groups,
     gradients: list[Gradient],
     scaled: Mapping[nn.Parameter, Tensor] | None,
@@ -33,7 +35,7 @@ def preconditioned(
     """P * gradient, (K, *shape) for every parameter; uses up the gradients.
 
     Args:
-        optimizer: See `linearize`.
+        linearise: How the optimizer's step is linearised.
         groups: parameter -> its param_group.
         gradients: One per set.
         scaled: The gradients that the optimizer will read, for P after the batch; None for P before it.
@@ -41,7 +43,7 @@ def preconditioned(
     directions: Directions = {}
     for group, parameters in together(groups, scaled):
         grads = None if scaled is None else [scaled[p] for p in parameters]
-        Ps = [each.P for each in linearize(optimizer, group, parameters, grads)]
+        Ps = [each.P for each in linearise(group, parameters, grads)]
         for p in parameters:
             directions[p] = _stacked([gradient.pop(p) for gradient in gradients])
         for k in range(len(gradients)):
@@ -50,7 +52,7 @@ def preconditioned(
 
 
 def histories(
-    optimizer: torch.optim.Optimizer,
+    linearise: Linearise,
     groups: Groups,
     gradients: list[Gradient],
     scaled: Mapping[nn.Parameter, Tensor] | None,
@@ -60,14 +62,14 @@ def histories(
     history: Directions = {}
     for group, parameters in together(groups, scaled):
         grads = None if scaled is None else [scaled[p] for p in parameters]
-        for p, (_, h) in zip(parameters, linearize(optimizer, group, parameters, grads), strict=True):
+        for p, (_, h) in zip(parameters, linearise(group, parameters, grads), strict=True):
             if h is not None:
                 history[p] = torch.stack([dot(gradient[p], h) for gradient in gradients])
     return dict(zip(history, ranks.over_elements(gathered(history.values())), strict=True))
 
 
 def at_the_middle(
-    optimizer: torch.optim.Optimizer,
+    linearise: Linearise,
     groups: Groups,
     sets: ValidationSets,
     model: nn.Module,
@@ -81,7 +83,7 @@ def at_the_middle(
     use rather than held, which would take two more.
 
     Args:
-        optimizer: See `linearize`.
+        linearise: How the optimizer's step is linearised.
         groups: parameter -> its param_group.
         sets: The validation sets.
         model: The model, at w.
@@ -101,7 +103,7 @@ def at_the_middle(
             grads = [scaled[p] for p in parameters]
             for p in parameters:
                 local(p).copy_(backup[p])
-            for p, grad, (P, h) in zip(parameters, grads, linearize(optimizer, group, parameters, grads), strict=True):
+            for p, grad, (P, h) in zip(parameters, grads, linearise(group, parameters, grads), strict=True):
                 w = local(p)
                 if h is not None:
                     w.add_(h)
@@ -119,11 +121,11 @@ def at_the_middle(
             for p, w in backup.items():
                 local(p).copy_(w)
     backup.clear()
-    return preconditioned(optimizer, {p: groups[p] for p in scaled}, gradients, scaled), history
+    return preconditioned(linearise, {p: groups[p] for p in scaled}, gradients, scaled), history
 
 
 def by_hessian(
-    optimizer: torch.optim.Optimizer,
+    linearise: Linearise,
     groups: Groups,
     sets: ValidationSets,
     model: nn.Module,
@@ -138,7 +140,7 @@ def by_hessian(
     both: dict[nn.Parameter, Tensor] = {}  # (h + Delta) / 2 = h - P G / 2
     for group, parameters in together(groups, scaled):
         grads = [scaled[p] for p in parameters]
-        for p, grad, each in zip(parameters, grads, linearize(optimizer, group, parameters, grads), strict=True):
+        for p, grad, each in zip(parameters, grads, linearise(group, parameters, grads), strict=True):
             h[p] = torch.zeros_like(p) if each.h is None else each.h
             both[p] = h[p] - 0.5 * each.P * grad
     gradients, curved = sets.curvature(model, list(scaled), (both, h))
@@ -147,7 +149,7 @@ def by_hessian(
         history[k] = gathered(dot(gradient[p] + 0.5 * H_h[p], h[p]) for p in scaled).sum()
         for p in scaled:
             gradient[p] = gradient[p] + H_both[p]
-    return preconditioned(optimizer, {p: groups[p] for p in scaled}, gradients, scaled), history
+    return preconditioned(linearise, {p: groups[p] for p in scaled}, gradients, scaled), history
 
 
 def together(

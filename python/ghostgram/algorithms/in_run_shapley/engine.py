@@ -64,7 +64,9 @@ class InRunShapley:
         order: 1, or 2 for the second-order utility, whose ledger closes.
         log: A folder for the step log and the ledger (Parquet); None keeps them in memory.
         v_state: Adam's second moment in P: "pre" as before the batch; "post" as after it, so that the linearised step
-            is the real one, at the price of directions that are known late. None: "pre" for order 1, "post" for 2.
+            is the real one, at the price of directions that are known late; "secant" as "post", with P such that h is
+            the real step without the batch too (docs/algorithms/in_run_shapley_fidelity.md): by far the nearest to the
+            Shapley values of the real step. None: "pre" for order 1, "secant" for order 2.
             Adam's first step has no moment before the batch and always uses "post"; the log says which was used.
         curvature: Order 2 by "midpoint" (one validation gradient in the middle of the step) or "hvp" (Hessian-vector
             products along it; needs a validation loss that can be differentiated twice).
@@ -128,10 +130,10 @@ class InRunShapley:
     ) -> None:
         logs.require_pyarrow()
         check_optimizer(optimizer)
-        v_state = v_state or ("pre" if order == 1 else "post")
+        v_state = v_state or ("pre" if order == 1 else "secant")
         # fmt: off
         for name, given, allowed in (
-            ("order", order, (1, 2)), ("v_state", v_state, ("pre", "post")),
+            ("order", order, (1, 2)), ("v_state", v_state, ("pre", "post", "secant")),
             ("curvature", curvature, ("midpoint", "hvp")), ("late", late, ("auto", "stored", "replay", "forward")),
             ("fallback", fallback, ("error", "jvp")), ("on_audit_failure", on_audit_failure, ("raise", "mark")),
         ):
@@ -144,7 +146,9 @@ class InRunShapley:
             if number < least:
                 raise ValueError(f"{name}: expected at least {least}, got {number}")
         if order == 2 and v_state == "pre":
-            raise ValueError("v_state: expected 'post' for order 2, whose utility is that of the real step, got 'pre'")
+            raise ValueError(
+                "v_state: expected 'secant' or 'post' for order 2, whose utility is that of the real step, got 'pre'"
+            )
         if order == 2 and refresh > 1:
             raise ValueError(f"refresh: expected 1 for order 2, which needs each step's own gradient, got {refresh}")
         if order == 1 and compare_orders:

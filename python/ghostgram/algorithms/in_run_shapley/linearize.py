@@ -54,8 +54,9 @@ def linearize(
         optimizer: SGD, Adam or AdamW, with its state as before the step.
         group: The parameters' param_group.
         parameters: The parameters, before the step; of sharded ones the parts that this process holds are linearised.
-        grads: None for Adam's second moment as it was before the batch (`v_state="pre"`); the gradients that the
-            optimizer will read for the moment after it (`v_state="post"`): `h - P * grad` is then the exact step.
+        grads: None for Adam's second moment as it was before the batch (`v_state="pre"`), with P = 0 where that is 0;
+            the gradients that the optimizer will read for the moment after it (`v_state="post"`): `h - P * grad` is
+            then the exact step.
 
     Returns:
         `Linearised(P, h)` of each parameter, such that the optimizer moves it by `h - P * G`, G being what it reads in
@@ -126,6 +127,10 @@ def _adam(
     torch._foreach_sqrt_(scales)
     torch._foreach_add_(scales, eps)
     torch._foreach_reciprocal_(scales)
+    if (
+        grads is None
+    ):  # no P where there is no moment yet: of a row of a table that no batch has read, P would be lr / eps
+        torch._foreach_mul_(scales, torch._foreach_sign(second))
     Ps = torch._foreach_mul(scales, [lr * (1.0 - beta1) / c for c in corrections1])
     if not decay and not any(states):
         return [Linearised(P * sign, None) for P in Ps]

@@ -152,9 +152,10 @@ class RunLog:
         ledger = place / "ledger" if place and ranks.rank == 0 else None
         self.ledger = PartedTable(ledger_schema(metadata), ledger, resume)
         last = self.ledger.last_part()
-        carried = dict(zip(last["set"].to_pylist(), last["cumulative_residual"].to_pylist(), strict=True))
+        rows = zip(last["set"].to_pylist(), last["cumulative_residual"].to_pylist(), strict=True)
+        carried = {name: residual for name, residual in rows if residual is not None}  # null between refreshes
         # The first process alone has read what was carried; the others have nothing to add.
-        carried_here = torch.tensor([carried.get(name) or 0.0 for name in sets], dtype=torch.float64)
+        carried_here = torch.tensor([carried.get(name, 0.0) for name in sets], dtype=torch.float64)
         self._cumulative = ranks.over_samples(carried_here).tolist()
         self._since: Tensor | None = None  # the losses last measured
         self._predicted: Tensor | None = None  # change since then

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ghostgram.algorithms.in_run_shapley import directions as ways
 from ghostgram.algorithms.in_run_shapley.audit import UntappedUseError, audited, check_sums, unlike_the_oracle
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
-from ghostgram.algorithms.in_run_shapley.linearize import state_is_ready
+from ghostgram.algorithms.in_run_shapley.linearize import Linearised, linearize, state_is_ready
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch, RandomStates
 from ghostgram.algorithms.in_run_shapley.ranks import Ranks
 from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
+from ghostgram.algorithms.in_run_shapley.secant import secant
 from ghostgram.algorithms.in_run_shapley.select import StepCurvature
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
 from ghostgram.taps import Coverage, Taps
@@ -171,7 +172,7 @@ class Scorer:
         directions, v_state, history = step.directions, "pre", torch.zeros(len(self.sets.names), dtype=torch.float64)
         if directions is None:
             scaled = {p: local(p.grad) for p in self.groups if p.grad is not None}
-            v_state = "post"
+            v_state = "secant" if self.settings.v_state == "secant" else "post"
             directions, history = self._late_directions(step, scaled)
             for microbatch in step.microbatches:
                 self._take_late(step, microbatch, directions)
@@ -227,11 +228,11 @@ class Scorer:
 
     def _first_order(self, step: Step, scaled: Mapping[nn.Parameter, Tensor] | None) -> Directions:
         """P * grad l_k, and the history into the step."""
-        step.history = ways.histories(self.optimizer, self.groups, step.gradients, scaled, self.ranks)
+        step.history = ways.histories(self._linearise, self.groups, step.gradients, scaled, self.ranks)
         held = self.settings.refresh > 1
         gradients = [{p: g.clone() for p, g in each.items()} if held else each for each in step.gradients]
         step.gradients = []
-        return ways.preconditioned(self.optimizer, self.groups, gradients, scaled)
+        return ways.preconditioned(self._linearise, self.groups, gradients, scaled)
 
     def _late_directions(self, step: Step, scaled: Mapping[nn.Parameter, Tensor]) -> tuple[Directions, Tensor]:
         """Directions that depend on the batch's own gradient, and the history where order 2 gives it as a sum."""
@@ -239,16 +240,24 @@ class Scorer:
         nothing = torch.zeros(len(self.sets.names), dtype=torch.float64)
         if settings.order == 1:
             return self._first_order(step, scaled), nothing
-        common = (self.optimizer, self.groups, self.sets, self.model, scaled)
+        common = (self._linearise, self.groups, self.sets, self.model, scaled)
         if settings.curvature == "hvp":
             directions, history = ways.by_hessian(*common)
         else:
             assert step.losses is not None
             directions, history = ways.at_the_middle(*common, before=step.losses)
         if settings.compare_orders:
-            first = ways.preconditioned(self.optimizer, self.groups, step.gradients, scaled)
+            first = ways.preconditioned(self._linearise, self.groups, step.gradients, scaled)
             directions = {p: torch.cat([d, first[p]]) for p, d in directions.items()}
         return directions, history
+
+    def _linearise(
+        self, group: Mapping[str, Any], parameters: Sequence[Tensor], grads: Sequence[Tensor] | None
+    ) -> list[Linearised]:
+        """The optimizer's step as `h - P * G`."""
+        if grads is not None and self.settings.v_state == "secant":
+            return secant(self.optimizer, group, parameters, grads)
+        return linearize(self.optimizer, group, parameters, grads)
 
     def _placed(self, directions: Directions) -> Directions:
         """As the taps take them: a sharded parameter's directions as sharded tensors of their own."""
