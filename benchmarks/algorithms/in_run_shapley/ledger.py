@@ -32,6 +32,7 @@ MODELS = {"demo": (demo.WIDTH, demo.LAYERS, demo.HEADS), "small": (64, 2, 4)}
 def run(model: str, lr: float, way: str) -> None:
     corpus = demo.gather(DOCUMENTS, "shuffle", SEED, Console())
     text = torch.from_numpy(corpus.windows).long()
+    torch.manual_seed(SEED)
     learner = common.Learner(SEED, lr, TinyLM(*MODELS[model], demo.WINDOW))
     sets = {name: common.mean_loss(windows) for name, windows in corpus.validation.items()}
     shapley = gg.InRunShapley(learner.model, learner.optimizer, sets, **WAYS[way])

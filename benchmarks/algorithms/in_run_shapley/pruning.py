@@ -118,11 +118,12 @@ def run(seed: int) -> None:
 
 def table() -> None:
     kept = {(row["seed"], row["arm"]): row for row in rows("pruning")}
-    seeds = sorted({seed for seed, _ in kept})
+    arms = list(dict.fromkeys(arm for _, arm in kept))
+    seeds = [seed for seed in sorted({seed for seed, _ in kept}) if all((seed, arm) in kept for arm in arms)]
     print(f"{len(seeds)} seeds, {STEPS} steps each; mean and 95 % interval over seeds")
     print("| removed | share | corrupted | shuffled found | noise found | test loss | - nothing's | - random's |")
     print("|---|---|---|---|---|---|---|---|")
-    for arm in dict.fromkeys(arm for _, arm in kept):
+    for arm in arms:
         mine = [kept[seed, arm] for seed in seeds]
 
         def share(part: str, whole: str, mine: list = mine) -> str:

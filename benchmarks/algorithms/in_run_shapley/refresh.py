@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 from common import BATCH, Learner, batches, corpus, interval, mean_loss, record, rows
@@ -38,31 +39,44 @@ def run(seed: int) -> None:
             learner.step(source.text[ids], engines[k].step(ids=ids) if k else None)
             seconds[k][number] = time.perf_counter() - started
     blocks = {k: times.reshape(-1, BLOCK).sum(1)[1:] for k, times in seconds.items()}  # the first one warms up
-    values = {k: engine.values()["value"].to_numpy() for k, engine in engines.items()}
-    for k, engine in engines.items():
-        turns = engine.ledger()["g_val_cosine"].drop_null().to_numpy()
-        record(
-            "refresh", {"seed": seed, "refresh": k},
-            spearman=float(stats.spearmanr(values[k], values[1]).statistic),
-            pearson=float(np.corrcoef(values[k], values[1])[0, 1]),
-            ratio_of_sums=float(values[k].sum() / values[1].sum()),
-            same_sign=float(((values[k] < 0) == (values[1] < 0)).mean()),
-            cosine=float(np.median(turns)) if len(turns) else None,
-            time=float(np.median(blocks[k] / blocks[0])),
-        )  # fmt: skip
+    logs = {k: engine.step_log() for k, engine in engines.items()}
+    for stage, first in (("whole run", 0), ("second half", STEPS // 2)):
+        values = {k: totals(log, first) for k, log in logs.items()}
+        for k, engine in engines.items():
+            turns = engine.ledger()["g_val_cosine"].to_numpy()[first:]
+            turns = turns[np.isfinite(turns)]
+            record(
+                "refresh", {"seed": seed, "refresh": k, "stage": stage},
+                spearman=float(stats.spearmanr(values[k], values[1]).statistic),
+                pearson=float(np.corrcoef(values[k], values[1])[0, 1]),
+                ratio_of_sums=float(values[k].sum() / values[1].sum()),
+                same_sign=float(((values[k] < 0) == (values[1] < 0)).mean()),
+                cosine=float(np.median(turns)) if len(turns) else None,
+                time=float(np.median(blocks[k] / blocks[0])),
+            )  # fmt: skip
+
+
+def totals(log: Any, first: int) -> np.ndarray:
+    """The value of every document over the steps from `first` on; 0 for one not seen there."""
+    chosen = log["step"].to_numpy() >= first
+    phi = log["phi_validation"].to_numpy()[chosen].astype(float)
+    return -np.bincount(log["sample_id"].to_numpy()[chosen], phi, DOCUMENTS)
 
 
 def table() -> None:
     found = rows("refresh")
     print(f"{len({row['seed'] for row in found})} seeds, {STEPS} steps of {BATCH} windows, mean and 95 % interval")
     names = ("spearman", "pearson", "ratio_of_sums", "same_sign", "time")
-    print("| refresh | Spearman to k = 1 | Pearson | sum / sum of k = 1 | same sign | step / plain step | cosine |")
-    print("|---|---|---|---|---|---|---|")
-    for k in REFRESH:
-        mine = [row for row in found if row["refresh"] == k]
-        numbers = ["{:.3f} +- {:.3f}".format(*interval(row[name] for row in mine)) for name in names]
-        cosines = [row["cosine"] for row in mine if row["cosine"] is not None]
-        print("|", " | ".join([str(k), *numbers, f"{np.mean(cosines):.3f}" if cosines else "-"]), "|")
+    print(
+        "| values of | refresh | Spearman to k = 1 | Pearson | sum / its sum | same sign | step / plain step | cosine |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for stage in ("whole run", "second half"):
+        for k in REFRESH:
+            mine = [row for row in found if row["refresh"] == k and row["stage"] == stage]
+            numbers = ["{:.3f} +- {:.3f}".format(*interval(row[name] for row in mine)) for name in names]
+            cosines = [row["cosine"] for row in mine if row["cosine"] is not None]
+            print("|", " | ".join([stage, str(k), *numbers, f"{np.mean(cosines):.3f}" if cosines else "-"]), "|")
 
 
 if __name__ == "__main__":
