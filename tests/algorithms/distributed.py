@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.pipelining import PipelineStage
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _MixedPrecision
 
 import ghostgram as gg
 from algorithms.models import Small, language_model, lm_loss, mse, regression, sentences
@@ -18,7 +22,7 @@ ROWS, STEPS = 8, 3
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is made of; `wrapped` says for which ways to spread it."""
+    """What a run is made of; `spread` says in which ways it can be spread over processes."""
 
     model: str = "gpt2 tied"
     dtype: torch.dtype = torch.float64
@@ -26,10 +30,10 @@ class Setting:
     pieces: int = 1  # microbatches of a step
     clip: float | None = None
     options: dict = field(default_factory=dict)  # of InRunShapley
-    wrapper: dict = field(default_factory=dict)  # of DistributedDataParallel
+    wrapper: dict = field(default_factory=dict)  # of DistributedDataParallel or fully_shard
     spread: tuple = ("ddp", "fsdp")
     keeps_zeros: bool = False  # zero_grad(set_to_none=False)
-    eps: float = 1e-8
+    eps: float = 1e-8  # of Adam: in float32 its first step makes noise as large as gradients
 
     @property
     def shares(self):
@@ -45,7 +49,7 @@ SETTINGS = {
     "llama": Setting("llama"),
     "after the batch, stored": Setting("small", optimizer=torch.optim.Adam, options={"v_state": "post"}),
     "refreshed, some excluded": Setting(options={"refresh": 2, "exclude": ["transformer.h.0.*", "*wpe*"]}),
-    "rotating pool": Setting("small", options={"order": 2}),
+    "order 2": Setting("small", options={"order": 2}),
     "order 2, stored": Setting(options={"order": 2, "late": "stored", "compare_orders": True}, clip=0.5),
     "order 2 in float32": Setting(options={"order": 2, "late": "stored"}, dtype=torch.float32, eps=1e-3),
     "order 2, replayed": Setting(options={"order": 2, "late": "replay"}),
@@ -60,6 +64,10 @@ SETTINGS = {
     "bucket views kept": Setting(
         options={"order": 2, "late": "replay"}, wrapper={"gradient_as_bucket_view": True}, spread=("ddp",),
         keeps_zeros=True,
+    ),
+    "sharded in bfloat16": Setting(
+        dtype=torch.float32, optimizer=torch.optim.SGD, options={"order": 2, "late": "replay"}, spread=("fsdp",),
+        wrapper={"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)},
     ),
     "static graph": Setting(options={"order": 2, "late": "replay"}, wrapper={"static_graph": True}, spread=("ddp",)),
     "unused looked for": Setting(
@@ -136,9 +144,9 @@ def run(setting, how="alone", log=None, steps=STEPS):
             for piece in range(setting.pieces):
                 rows = cut(batch, piece, setting.pieces)
 
-                def losses(rows=rows, shares=setting.shares):
-                    if shares:
-                        return (model(rows[0]) - rows[1]).square() / (ROWS // size)
+                def losses(rows=rows):
+                    if setting.shares:
+                        return (model(rows[0]) - rows[1]).square() / len(rows[1])
                     return loss(model, rows) / setting.pieces
 
                 with synchronised(model, piece == setting.pieces - 1):
@@ -159,3 +167,67 @@ def run(setting, how="alone", log=None, steps=STEPS):
 
 def _whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def run_all(rank, place, how, names):
+    """`run` for several settings in one group of processes."""
+    return {name: run(SETTINGS[name], how) for name in names}
+
+
+def engine(model, trained=None, **options):
+    """InRunShapley of a model that will not be run."""
+    optimizer = torch.optim.SGD((trained or model).parameters(), lr=0.1)
+    return gg.InRunShapley(model, optimizer, lambda m: m(torch.ones(1, 5)).sum(), **options)
+
+
+def refusals(rank, place):
+    """The messages with which ways to spread a model are refused."""
+    mesh = init_device_mesh("cpu", (2,))
+
+    def sharded(**options):
+        return lambda: engine(fully_shard(Small(torch.float32), mesh=mesh), **options)
+
+    def half():
+        model = Small(torch.float32)
+        fully_shard(model.up, mesh=mesh)
+        return engine(model)
+
+    def hybrid():
+        grid = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+        return engine(fully_shard(Small(torch.float32), mesh=grid))
+
+    ways = {
+        "tensor": lambda: engine(parallelize_module(Small(torch.float32), mesh, {"up": ColwiseParallel()})),
+        "fsdp 1": lambda: engine(FullyShardedDataParallel(Small(torch.float32), device_id=torch.device("cpu"))),
+        "hybrid": hybrid,
+        "half": half,
+        "inside": lambda: engine(nn.Sequential(DistributedDataParallel(Small(torch.float32)))),
+        "mixed": lambda: engine(
+            DistributedDataParallel(Small(torch.float32), mixed_precision=_MixedPrecision(torch.bfloat16))
+        ),
+        "pipeline": lambda: engine(PipelineStage(part := nn.Linear(5, 1), rank, 2, torch.device("cpu")), part),
+        "hvp": sharded(order=2, curvature="hvp"),
+        "forward": sharded(late="forward"),
+        "jvp": sharded(fallback="jvp"),
+        "audit": sharded(audit_every=1),
+    }
+    messages = {}
+    for name, way in ways.items():
+        try:
+            way()
+        except ValueError as error:
+            messages[name] = str(error)
+    return messages
+
+
+def use_missed_by_taps(rank, place):
+    """The error of a run in which one rank alone uses a weight outside its layer."""
+    model = DistributedDataParallel(Small())
+    x, y = cut(regression(ROWS, 1), rank, 2)
+    shapley = gg.InRunShapley(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m: mse(m, (x, y)))
+    try:
+        with shapley.step(ids=range(len(y))):
+            loss = mse(model, (x, y))
+            (loss + (model.module.up.weight.square().sum() if rank else 0)).backward()
+    except RuntimeError as error:
+        return str(error)

@@ -15,8 +15,7 @@ import torch.multiprocessing as mp
 def on_ranks(count, function, folder, timeout=100):
     """[function(rank, folder) for every rank], each in a process of its own; a deadlock fails in `timeout` seconds."""
     context = mp.get_context("spawn")
-    place = Path(folder) / f"ranks-{count}-{function.__name__}"
-    place.mkdir()
+    place = Path(folder)
     processes = [context.Process(target=_rank, args=(rank, count, function, place)) for rank in range(count)]
     for process in processes:
         process.start()
