@@ -184,6 +184,44 @@ def test_output_is_the_layers_own_to_the_bit():
         assert torch.equal(ours, model(x))
 
 
+class Learned(nn.Embedding):
+    """Positions from the shape of ids, as (T, d) or (1, T, d): the same rows for every sample."""
+
+    def forward(self, ids, row=True):
+        positions = torch.arange(ids.shape[1])
+        return super().forward(positions[None] if row else positions)
+
+
+class Placed(nn.Module):
+    def __init__(self, row):
+        super().__init__()
+        self.tok, self.pos, self.row = nn.Embedding(V, D), Learned(9, D), row
+
+    def forward(self, ids):
+        return torch.tanh(self.tok(ids) + self.pos(ids, self.row))
+
+
+@pytest.mark.parametrize("row", [True, False])
+def test_positions_get_the_axis_of_samples(row):
+    model, x = in_dtype(lambda: Placed(row), ids, torch.float64)
+    assert_agrees(model, x, 1e-10)
+    if not row:
+        with (
+            Taps(cover(model, model.parameters()), []).samples(4, None),
+            pytest.raises(ValueError, match="Learned: rows"),
+        ):
+            model(x[:4])
+
+
+def test_an_output_may_be_changed_in_place():
+    class InPlace(Tower):
+        def forward(self, x):
+            return super().forward(x) + self.layer(x).add_(1).mul_(x)
+
+    model, x = in_dtype(lambda: InPlace(norm(nn.PReLU(D))), real(D, 3), torch.float64)
+    assert_agrees(model, x, 1e-10)
+
+
 def test_hooks_fire_once():
     model, x = in_dtype(*MODELS["snake"], torch.float32)
     calls = []

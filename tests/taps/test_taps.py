@@ -320,6 +320,23 @@ def test_a_use_without_a_tap_takes_a_tied_parameter_to_the_fallback():
     assert coverage.scored.keys() == {"0.bias"}
 
 
+class Keeper(nn.Module):
+    """A head that keeps the bias of the layer inside it, as those of Hugging Face do."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.decoder = nn.Linear(D, 3)
+        self.decoder.bias = self.bias
+
+
+def test_who_only_keeps_a_parameter_of_a_layer_inside_needs_no_tap():
+    model = Keeper()
+    coverage = cover(model, model.parameters())
+    assert {row.name: row.covered_by for row in coverage.rows} == {"bias": "Linear", "decoder.weight": "Linear"}
+    assert [module for module, _ in coverage.tapped] == [model.decoder]
+
+
 def test_the_table_names_every_parameter_and_its_share():
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LSTM(2, 1), nn.LayerNorm(2))
     table = str(cover(model, model.parameters(), fallback="jvp", exclude=["2.bias"]))

@@ -99,12 +99,11 @@ def cover(
     forwards: dict[nn.Module, Forward] = {}
     problems = []
     for parameter, of_parameter in uses.items():
-        name, covered_by = of_parameter[0].alias, type(of_parameter[0].module).__name__
-        reasons = []
+        name, covered_by, reasons = of_parameter[0].alias, "", []
         for use in of_parameter:
             if use.module not in taps:
                 taps[use.module] = tap_for(use.module)
-            if reason := _why_not(taps[use.module], use):
+            if (reason := _why_not(taps[use.module], use)) and not _holds(use, of_parameter):
                 reasons.append((use.alias, reason))
         if any(fnmatch.fnmatch(use.alias, pattern) for use in of_parameter for pattern in exclude):
             found.excluded[name], covered_by = parameter, "excluded"
@@ -114,9 +113,9 @@ def cover(
         else:
             found.scored[name] = parameter
             for use in of_parameter:
-                tapped = taps[use.module]
-                assert isinstance(tapped, Tapped)
-                forwards[use.module] = _swapped(tapped.forward) if use.module in sequence_first else tapped.forward
+                if isinstance(tapped := taps[use.module], Tapped) and use.name in tapped.parameters:
+                    covered_by = covered_by or type(use.module).__name__
+                    forwards[use.module] = _swapped(tapped.forward) if use.module in sequence_first else tapped.forward
         found.rows.append(Row(name, parameter.numel(), covered_by))
     if problems and fallback == "error":
         raise UncoveredParameterError(
@@ -150,11 +149,22 @@ def _uses(model: nn.Module) -> Iterator[_Use]:
 
 def _why_not(tap: Tapped | str, use: _Use) -> str | None:
     """Why a tap does not score this use of a parameter, if so."""
+    if use.alias.endswith("relative_attention_bias.weight"):  # of T5 and its kin
+        return "its rows are of pairs of positions, added up over samples before they reach it"
     if isinstance(tap, str):
         return tap
     if use.name not in tap.parameters:
         return f"{type(use.module).__name__} has a tap, but not for {use.name}"
     return None
+
+
+def _holds(use: _Use, uses: Sequence[_Use]) -> bool:
+    """Whether a module only keeps a parameter that a layer inside it reads, as Hugging Face's heads keep a bias.
+
+    Should it read the parameter itself nevertheless, the sum of dots will not be that of the gradient.
+    """
+    inside = use.alias.removesuffix(use.name)
+    return "." not in use.name and any(u.module is not use.module and u.alias.startswith(inside) for u in uses)
 
 
 def _sequence_first(model: nn.Module) -> set[nn.Module]:

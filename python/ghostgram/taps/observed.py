@@ -29,7 +29,7 @@ class _Observed(torch.autograd.Function):
         scoring, tensors = rest[:7], rest[7:]
         save_scoring(ctx, scoring, *tensors)
         ctx.contract = contract
-        return y.view_as(y)
+        return y.detach()  # no view, which nobody could change in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -73,6 +73,8 @@ class OwnForward:
         parameters = dict(module.named_parameters(recurse=False))
         self.twin.training = module.training
         y = call({key: p if tap.gradients else p.detach() for key, p in parameters.items()}, tensors)
+        if isinstance(module, nn.Embedding):
+            y = _with_samples(y, tap.batch, name)
         if y.shape[0] != tap.batch:
             raise ValueError(
                 f"{name}: expected an output whose first dimension is the sample ({tap.batch}), got {tuple(y.shape)}"
@@ -82,6 +84,18 @@ class OwnForward:
             contract = partial(own_dots, call, list(parameters), key)
             y = observed(tap, tap.slot(key), y, contract, *(p.detach() for p in parameters.values()), *tensors)
         return y
+
+
+def _with_samples(rows: Tensor, batch: int, name: str) -> Tensor:
+    """Rows of an embedding; those of positions, (T, d) or (1, T, d), are the same for every sample and get its axis."""
+    if rows.dim() == 2 and len(rows) == batch > 1:
+        raise ValueError(
+            f"{name}: rows {tuple(rows.shape)} may be one per sample or as many positions as there are samples; give "
+            "its ids a sample axis"
+        )
+    if rows.dim() == 2:
+        rows = rows.unsqueeze(0)
+    return rows.expand(batch, *rows.shape[1:]) if len(rows) == 1 else rows
 
 
 def own_dots(call: _Call, names: list[str], name: str, rows: int, segments: Tensor | None, *tensors: Tensor) -> Tensor:
@@ -128,6 +142,8 @@ def own_forward(module: nn.Module) -> OwnForward | str:
                 for key, p in parameters.items():
                     own_dots(_call(twin, inputs, {})[0], list(parameters), key, 0, None, *parameters.values(), *inputs,
                              ys[0], p[None])  # fmt: skip
+                if isinstance(module, nn.Embedding):
+                    ys = [_with_samples(y, len(inputs[0]), name) for y in ys]
         except Exception:  # of any kind: it is somebody else's code, tried on inputs that it may not be made for
             continue
         y, other_samples, other_positions = ys
