@@ -49,7 +49,7 @@ def train(folder, rank=0, ranks=1, going=lambda: None):
         batch, ids = regression(ROWS, ranks * step + rank), torch.arange(ROWS) + ROWS * (ranks * step + rank)
         with shapley.step():
             for half in (slice(0, 2), slice(2, 4)):
-                rows = tuple(each[half] for each in batch)
+                rows = [each[half] for each in batch]
 
                 def losses(rows=rows):
                     return mse(model, rows) / 2
