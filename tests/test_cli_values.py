@@ -27,6 +27,7 @@ def write_steps(folder, rank, columns):
     for start in range(0, STEPS, 10):
         rows = (columns["step"] >= start) & (columns["step"] < start + 10)
         constant = {"microbatch": 0, "clip": 1.0, "order": 1, "v_state": "pre", "g_val_age": 0, "rank": 0}
+        constant |= {"weight": 1.0, **{f"candidate_{name}": None for name in SETS}}
         table.append({name: [each] * int(rows.sum()) for name, each in constant.items()}
                      | {name: column[rows].tolist() for name, column in columns.items()})  # fmt: skip
         table.flush()
@@ -225,6 +226,7 @@ def test_orders_are_compared_where_both_are_logged(run, tmp_path):
     first = second + 0.1 * generator.normal(size=(50, 2))
     table = log.PartedTable(log.step_schema(list(SETS), True, True, METADATA), tmp_path / "both/steps", False)
     constant = {"microbatch": 0, "clip": 1.0, "order": 2, "v_state": "post", "g_val_age": 0, "rank": 0, "lr": 0.1}
+    constant |= {"weight": 1.0, **{f"candidate_{name}": None for name in SETS}}
     rows = {name: [each] * 51 for name, each in constant.items()}
     rows |= {"step": range(51), "sample_id": range(51), "skipped": [False] * 50 + [True]}
     for k, name in enumerate(SETS):

@@ -106,7 +106,7 @@ def test_the_gradient_is_that_of_a_second_pass_over_the_chosen(kind, dtype, tole
     ids = sentences(BATCH, 1)
     with shapley.select(range(BATCH), method=method, **METHODS[method]) as chosen:
         lm_loss(model, ids).backward()
-    assert 0 < len(chosen.rows) < BATCH
+    assert 0 < len(chosen.rows) <= BATCH  # a threshold may take them all
     assert_same_gradients(model, two_pass(model, [lm_loss(model, ids[chosen.rows])]), tolerance)
 
 
