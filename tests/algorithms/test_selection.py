@@ -104,9 +104,12 @@ def test_the_gradient_is_that_of_a_second_pass_over_the_chosen(kind, dtype, tole
         tolerance = max(tolerance, 1e-5)  # its norms compute in float32 whatever the input
     model, _, shapley = learner(kind, dtype)
     ids = sentences(BATCH, 1)
-    with shapley.select(range(BATCH), method=method, **METHODS[method]) as chosen:
+    options = METHODS[method]
+    if method == "threshold" and kind == "gpt2":
+        options = {"least": 0.016}  # all of its values are positive
+    with shapley.select(range(BATCH), method=method, **options) as chosen:
         lm_loss(model, ids).backward()
-    assert 0 < len(chosen.rows) <= BATCH  # a threshold may take them all
+    assert 0 < len(chosen.rows) < BATCH
     assert_same_gradients(model, two_pass(model, [lm_loss(model, ids[chosen.rows])]), tolerance)
 
 
