@@ -24,7 +24,8 @@ NOT_AN_OP = {"roofs": "a probe of the machine: it computes nothing that a refere
 ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/__init__.py
     "": {"ops", "algorithms"},
     "integrations": {"integrations", "algorithms"},
-    "algorithms": {"algorithms", "taps", "ops", "_arrays", "_files"},
+    "algorithms": {"algorithms", "training", "taps", "ops", "_arrays", "_files"},
+    "training": {"training", "taps"},
     "taps": {"taps", "ops", "_arrays"},
     "ops": {"ops", "_dispatch", "_arrays", "_C"},
     "_dispatch": {"_arrays"},  # reference, triton_kernels and _C follow by name, when they are called

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghostgram.algorithms.in_run_shapley.fidelity import FORMS, agreement, closed_form, fidelity
-from ghostgram.algorithms.in_run_shapley.linearize import linearize
 from ghostgram.algorithms.in_run_shapley.monte_carlo import StepGame, exact_shapley, monte_carlo_shapley
+from ghostgram.training.linearize import linearize
 
 BATCH = 6
 OPTIMIZERS = {

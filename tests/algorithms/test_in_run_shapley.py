@@ -25,7 +25,7 @@ from algorithms.models import (
     sentences,
     warmed,
 )
-from ghostgram.algorithms.in_run_shapley.linearize import linearize
+from ghostgram.training.linearize import linearize
 
 
 @pytest.mark.parametrize("validation_samples", [1, 3])

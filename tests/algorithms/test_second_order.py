@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ghostgram as gg
 from algorithms.models import BATCH, Small, language_model, lm_loss, mse, phis, regression, sentences, warmed
-from ghostgram.algorithms.in_run_shapley.linearize import linearize
-from ghostgram.algorithms.in_run_shapley.secant import secant
+from ghostgram.training.linearize import linearize
+from ghostgram.training.secant import secant
 
 COUNT = 5
 

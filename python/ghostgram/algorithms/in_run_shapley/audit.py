@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
-from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
+from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord
 from ghostgram.taps.sharding import local
+from ghostgram.training.gathered import gathered
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.in_run_shapley.microbatch import Microbatch
@@ -137,7 +138,7 @@ def audited(scorer: Scorer, step: Step, directions: Directions) -> float | None:
         if error > worst:
             worst, where = error, microbatch
     worst = scorer.ranks.largest(worst)  # so that all raise or none does
-    if worst > _allowed(scorer) and not scorer.settings.mark_failures:
+    if worst > _allowed(scorer) and scorer.settings.on_audit_failure == "raise":
         raise AuditError(
             f"step {step.number}: dots differ from the losses' own derivatives by {worst:.1e} of the size of their "
             f"terms, where rounding explains {_allowed(scorer):.0e}. {_by_parameter(scorer, where, directions)}"

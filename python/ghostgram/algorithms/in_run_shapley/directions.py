@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.in_run_shapley.linearize import Linearised
-from ghostgram.algorithms.in_run_shapley.ranks import Ranks
-from ghostgram.algorithms.in_run_shapley.scaling import gathered
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
 from ghostgram.taps.sharding import local
+from ghostgram.training.gathered import gathered
+from ghostgram.training.linearize import Linearised
+from ghostgram.training.ranks import Ranks
 
 Groups = Mapping[nn.Parameter, dict[str, Any]]
 Directions = dict[nn.Parameter, Tensor]

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley import log as logs
-from ghostgram.algorithms.in_run_shapley.linearize import check_optimizer
 from ghostgram.algorithms.in_run_shapley.microbatch import Losses
-from ghostgram.algorithms.in_run_shapley.ranks import Ranks, check_settings
-from ghostgram.algorithms.in_run_shapley.scoring import Scorer, Settings, Step
+from ghostgram.algorithms.in_run_shapley.scoring import Scorer, Step
 from ghostgram.algorithms.in_run_shapley.select import (
     Choose,
     Chosen,
@@ -25,8 +23,11 @@ from ghostgram.algorithms.in_run_shapley.select import (
     StepCurvature,
     chooser,
 )
+from ghostgram.algorithms.in_run_shapley.settings import Settings, check, check_against, check_sharded
 from ghostgram.algorithms.in_run_shapley.validation import Validation, ValidationSets
 from ghostgram.taps import Coverage, cover
+from ghostgram.training.linearize import check_optimizer
+from ghostgram.training.ranks import Ranks
 
 
 class InRunShapley:
@@ -130,49 +131,23 @@ class InRunShapley:
     ) -> None:
         logs.require_pyarrow()
         check_optimizer(optimizer)
-        v_state = v_state or ("pre" if order == 1 else "secant")
-        # fmt: off
-        for name, given, allowed in (
-            ("order", order, (1, 2)), ("v_state", v_state, ("pre", "post", "secant")),
-            ("curvature", curvature, ("midpoint", "hvp")), ("late", late, ("auto", "stored", "replay", "forward")),
-            ("fallback", fallback, ("error", "jvp")), ("on_audit_failure", on_audit_failure, ("raise", "mark")),
-        ):
-            if given not in allowed:
-                raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {given!r}")
-        # fmt: on
-        for name, number, least in (
-            ("refresh", refresh, 1), ("audit_every", audit_every, 0), ("flush_every", flush_every, 1)
-        ):  # fmt: skip
-            if number < least:
-                raise ValueError(f"{name}: expected at least {least}, got {number}")
-        if order == 2 and v_state == "pre":
-            raise ValueError(
-                "v_state: expected 'secant' or 'post' for order 2, whose utility is that of the real step, got 'pre'"
-            )
-        if order == 2 and refresh > 1:
-            raise ValueError(f"refresh: expected 1 for order 2, which needs each step's own gradient, got {refresh}")
-        if order == 1 and compare_orders:
-            raise ValueError("compare_orders: expected False for order 1, got True")
+        settings = Settings(
+            order, v_state or ("pre" if order == 1 else "secant"), curvature, late, refresh, audit_every,
+            on_audit_failure, compare_orders, fallback,
+        )  # fmt: skip
+        check(settings)
+        if flush_every < 1:
+            raise ValueError(f"flush_every: expected at least 1, got {flush_every}")
         groups = {p: g for g in optimizer.param_groups for p in g["params"] if p.requires_grad}
         self._ranks = Ranks(model, list(groups))
         if self._ranks.sharded:
-            check_settings(order, curvature, late, fallback, audit_every)
+            check_sharded(settings)
         self._sets = ValidationSets(validation, self._ranks)
-        if self._sets.rotates and refresh > 1:
-            raise ValueError(f"refresh: expected 1 for a RotatingPool, got {refresh}")
-        if order == 2 and curvature == "midpoint" and any(p.dtype.itemsize == 2 for p in groups):
-            raise ValueError(
-                "curvature: expected 'hvp' for 16-bit weights, which would round the way to the middle of the step "
-                "away, got 'midpoint'"
-            )
+        check_against(settings, self._sets, groups)
         self._optimizer, self._order, self._flush_every = optimizer, order, flush_every
         self._coverage = cover(self._ranks.model, groups, exclude, fallback)
         if not self._coverage.scored and not self._coverage.fallback:
             raise ValueError(f"exclude: expected at least one trainable parameter left to score, got {exclude!r}")
-        settings = Settings(
-            order, v_state, curvature, late, refresh, audit_every, on_audit_failure == "mark", compare_orders,
-            fallback == "jvp",
-        )  # fmt: skip
         self._scorer = Scorer(self._ranks, optimizer, self._sets, self._coverage, groups, settings)
         wide = any(p.dtype == torch.float64 for p in groups)
         metadata = {"reduction": "as in the training loss", "optimizer": type(optimizer).__name__,

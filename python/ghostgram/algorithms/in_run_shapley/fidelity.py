@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.in_run_shapley.linearize import Linearised, linearize, state_is_ready
 from ghostgram.algorithms.in_run_shapley.monte_carlo import StepGame, StepValues, Validation, monte_carlo_shapley
-from ghostgram.algorithms.in_run_shapley.secant import secant
+from ghostgram.training.linearize import Linearised, linearize, state_is_ready
+from ghostgram.training.secant import secant
 
 FORMS = {
     "proxy": ("proxy", None),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ghostgram.algorithms.in_run_shapley.ranks import Ranks
     from ghostgram.algorithms.in_run_shapley.scoring import Step
+    from ghostgram.training.ranks import Ranks
 
 SIGN = "value = -phi, positive = helped"
 

@@ -9,34 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.in_run_shapley.oracle import directional_derivatives, random_states_kept
-from ghostgram.algorithms.in_run_shapley.scaling import gathered
-from ghostgram.algorithms.in_run_shapley.validation import gradients_aside
 from ghostgram.taps import Taps
 from ghostgram.taps.uses import Kept
+from ghostgram.training.aside import RandomStates, gradients_aside
+from ghostgram.training.gathered import gathered
+from ghostgram.training.oracle import directional_derivatives
 
 Losses = Callable[[], Tensor]
 Directions = Mapping[nn.Parameter, Tensor]
 Dots = dict[nn.Parameter, Tensor]
-
-
-class RandomStates:
-    """The random states of the CPU and of a model's GPUs at one moment."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._cpu = torch.get_rng_state()
-        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        self._gpus = {device: torch.cuda.get_rng_state(device) for device in devices}
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """That moment's states inside; outside what they are now."""
-        with random_states_kept(self._model):
-            torch.set_rng_state(self._cpu)
-            for device, state in self._gpus.items():
-                torch.cuda.set_rng_state(state, device)
-            yield
 
 
 @dataclass

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ghostgram.algorithms.in_run_shapley.linearize import check_optimizer
-from ghostgram.algorithms.in_run_shapley.oracle import per_sample, random_states_kept
+from ghostgram.training.aside import random_states_kept
+from ghostgram.training.linearize import check_optimizer
+from ghostgram.training.oracle import per_sample
 
 Validation = Callable[[nn.Module], Tensor]
 

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ghostgram.taps.sharding import local
+from ghostgram.training.gathered import gathered
 
 if TYPE_CHECKING:
-    from ghostgram.algorithms.in_run_shapley.ranks import Ranks
+    from ghostgram.training.ranks import Ranks
 
 
 class GradientRecord:
@@ -67,16 +68,3 @@ def _norms(parameters: list[nn.Parameter], ranks: Ranks) -> list[_Norms]:
     ends = gathered(end for grad in grads for end in torch.aminmax(grad if grad.numel() else grad.new_zeros(1)))
     largest = ranks.largest_element(ends.view(-1, 2).abs().amax(1))
     return [_Norms(*pair) for pair in zip(norms.tolist(), largest.tolist(), strict=True)]
-
-
-def gathered(parts: Iterable[Tensor]) -> Tensor:
-    """Equally shaped tensors stacked on the CPU in float64: one transfer for each device, not one for each of them."""
-    parts = list(parts)
-    devices = {part.device for part in parts}
-    if len(devices) <= 1:
-        return torch.stack(parts).double().cpu() if parts else torch.empty(0, dtype=torch.float64)
-    stacked = torch.empty(len(parts), *parts[0].shape, dtype=torch.float64)
-    for device in devices:
-        there = [i for i, part in enumerate(parts) if part.device == device]
-        stacked[there] = torch.stack([parts[i] for i in there]).double().cpu()
-    return stacked

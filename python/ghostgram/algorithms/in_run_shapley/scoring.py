@@ -14,33 +14,21 @@ from torch import Tensor, nn
 from ghostgram.algorithms.in_run_shapley import directions as ways
 from ghostgram.algorithms.in_run_shapley.audit import UntappedUseError, audited, check_sums, unlike_the_oracle
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
-from ghostgram.algorithms.in_run_shapley.linearize import Linearised, linearize, state_is_ready
-from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch, RandomStates
-from ghostgram.algorithms.in_run_shapley.ranks import Ranks
-from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord, gathered
-from ghostgram.algorithms.in_run_shapley.secant import secant
+from ghostgram.algorithms.in_run_shapley.microbatch import Losses, Microbatch
+from ghostgram.algorithms.in_run_shapley.scaling import GradientRecord
 from ghostgram.algorithms.in_run_shapley.select import StepCurvature
+from ghostgram.algorithms.in_run_shapley.settings import Settings
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
 from ghostgram.taps import Coverage, Taps
 from ghostgram.taps.sharding import local, parts_of
+from ghostgram.training.aside import RandomStates
+from ghostgram.training.gathered import gathered
+from ghostgram.training.linearize import Linearised, linearize, state_is_ready
+from ghostgram.training.ranks import Ranks
+from ghostgram.training.secant import secant
 
 Selection = Callable[[Microbatch, Directions], AbstractContextManager[None]]
 """Around a backward that is scored along the directions, and whose samples are chosen then."""
-
-
-class Settings(NamedTuple):
-    """How steps are scored; see `InRunShapley`."""
-
-    order: int
-    v_state: str
-    curvature: str
-    late: str
-    refresh: int
-    audit_every: int
-    mark_failures: bool
-    compare_orders: bool
-    fallback: bool
-    """Whether forward mode may score parameters."""
 
 
 @dataclass
@@ -94,7 +82,7 @@ class Scorer:
     ) -> None:
         self.ranks, self.model, self.optimizer, self.sets = ranks, ranks.model, optimizer, sets
         self.coverage, self.groups, self.settings = coverage, groups, settings
-        self.taps = Taps(coverage, list(coverage.scored.values()), pass_over=settings.fallback)
+        self.taps = Taps(coverage, list(coverage.scored.values()), pass_over=settings.fallback == "jvp")
         self.names = {p: n for n, p in (coverage.scored | coverage.fallback | coverage.excluded).items()}
         self._fallback = list(coverage.fallback.values())
         self._held: list[Gradient] = []  # the validation gradient between refreshes
@@ -339,7 +327,7 @@ class Scorer:
         try:
             check_sums(self, step.microbatches, directions, step.record, scales)
         except UntappedUseError as missed:
-            if not self.settings.fallback:
+            if self.settings.fallback == "error":
                 raise
             self._demote(step, directions, missed.parameters)
             check_sums(self, step.microbatches, directions, step.record, scales)

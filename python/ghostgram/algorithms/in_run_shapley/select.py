@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley.directions import Directions, dot
-from ghostgram.algorithms.in_run_shapley.linearize import linearize
-from ghostgram.algorithms.in_run_shapley.scaling import gathered
 from ghostgram.algorithms.in_run_shapley.validation import Gradient
 from ghostgram.taps import Taps, UncoveredParameterError, cover
 from ghostgram.taps.uses import Kept, Scale, accumulate, gram
+from ghostgram.training.gathered import gathered
+from ghostgram.training.linearize import linearize
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.in_run_shapley.microbatch import Microbatch

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ghostgram.algorithms.in_run_shapley.oracle import random_states_kept
-from ghostgram.algorithms.in_run_shapley.ranks import Ranks
 from ghostgram.taps.sharding import local
+from ghostgram.training.aside import evaluating
+from ghostgram.training.ranks import Ranks
 
 Validation = Callable[[nn.Module], Tensor]
 Gradient = dict[nn.Parameter, Tensor]
@@ -82,14 +81,14 @@ class ValidationSets:
 
     def losses(self, model: nn.Module) -> Tensor:
         """(K,) float64 losses, without gradients."""
-        with _undisturbed(model, []), self._ranks.aside(), torch.no_grad():
+        with evaluating(model, []), self._ranks.aside(), torch.no_grad():
             losses = torch.stack([_scalar(name, loss(model)).double().cpu() for name, loss in self._sets.items()])
         return self._ranks.mean(losses)
 
     def gradients(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, list[Gradient]]:
         """(K,) float64 losses, and for every set the gradient of its loss by parameter (zero where it has none)."""
         losses, gradients = [], []
-        with _undisturbed(model, parameters), self._ranks.aside(), torch.enable_grad():
+        with evaluating(model, parameters), self._ranks.aside(), torch.enable_grad():
             for name, function in self._sets.items():
                 loss = _scalar(name, function(model))
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -106,7 +105,7 @@ class ValidationSets:
         """
         gradients, products = [], []
         math = sdpa_kernel(SDPBackend.MATH)
-        with _undisturbed(model, parameters), self._ranks.aside(), torch.enable_grad(), math:
+        with evaluating(model, parameters), self._ranks.aside(), torch.enable_grad(), math:
             for name, function in self._sets.items():
                 loss = _scalar(name, function(model))
                 try:
@@ -128,32 +127,6 @@ def _take(parameters: Sequence[nn.Parameter]) -> Gradient:
     for p in parameters:
         p.grad = None
     return {p: torch.zeros_like(local(p)) if g is None else local(g) for p, g in grads.items()}
-
-
-@contextmanager
-def _undisturbed(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Evaluation mode inside; modes, random states and .grad outside exactly as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    with gradients_aside(parameters), random_states_kept(model):
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
-
-@contextmanager
-def gradients_aside(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """.grad is None inside, and outside exactly as before."""
-    grads = [(p, p.grad) for p in parameters]
-    try:
-        for p in parameters:
-            p.grad = None
-        yield
-    finally:
-        for parameter, grad in grads:
-            parameter.grad = grad
 
 
 def _differentiated(

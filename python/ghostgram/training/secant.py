@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghostgram.algorithms.in_run_shapley.linearize import Linearised, linearize
 from ghostgram.taps.sharding import local
+from ghostgram.training.linearize import Linearised, linearize
 
 
 def secant(

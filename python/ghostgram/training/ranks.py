@@ -131,21 +131,6 @@ class Ranks:
             module.reshard()
 
 
-def check_settings(order: int, curvature: str, late: str, fallback: str, audit_every: int) -> None:
-    """Raises for what cannot be done with the parts of a sharded model; see `InRunShapley`."""
-    for name, given, allowed, refused in (
-        ("curvature", curvature, "midpoint", order == 2 and curvature == "hvp"),
-        ("late", late, "replay", late == "forward"),
-        ("fallback", fallback, "error", fallback == "jvp"),
-        ("audit_every", audit_every, 0, audit_every > 0),
-    ):
-        if refused:
-            raise ValueError(
-                f"{name}: expected {allowed!r} for a model under fully_shard, whose gathered weights carry neither "
-                f"forward-mode tangents nor second derivatives, got {given!r}"
-            )
-
-
 def _check_wrapper(model: nn.Module) -> None:
     """Raises for wrappers under which a module's forward, its gradients or its weights are not what they seem."""
     if isinstance(model, DataParallel):

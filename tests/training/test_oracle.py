@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ghostgram.algorithms.in_run_shapley.oracle import directional_derivatives
+from ghostgram.training.oracle import directional_derivatives
 
 VOCABULARY, LENGTH, BATCH, PADDING = 31, 9, 5, 3
 IDS = torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))

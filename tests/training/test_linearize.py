@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ghostgram.algorithms.in_run_shapley.linearize import check_optimizer, linearize, state_is_ready
+from ghostgram.training.linearize import check_optimizer, linearize, state_is_ready
 
 SGD = [
     dict(lr=0.1, momentum=m, dampening=q, nesterov=n, weight_decay=wd, maximize=mx)

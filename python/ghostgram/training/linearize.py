@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ghostgram.algorithms.in_run_shapley.scaling import gathered
 from ghostgram.taps.sharding import local
+from ghostgram.training.gathered import gathered
 
 SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 

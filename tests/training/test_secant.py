@@ -6,8 +6,8 @@ import itertools
 import pytest
 import torch
 
-from ghostgram.algorithms.in_run_shapley.linearize import linearize
-from ghostgram.algorithms.in_run_shapley.secant import secant
+from ghostgram.training.linearize import linearize
+from ghostgram.training.secant import secant
 
 SETTINGS = [pytest.param(torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, id="SGD")] + [
     pytest.param(

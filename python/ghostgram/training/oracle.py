@@ -9,7 +9,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
-from ghostgram.algorithms.in_run_shapley.scaling import gathered
+from ghostgram.training.aside import random_states_kept
+from ghostgram.training.gathered import gathered
 
 Losses = Callable[[], Tensor]
 Direction = Mapping[nn.Parameter, Tensor]
@@ -271,11 +272,6 @@ class _TangentsLikePrimals(TorchFunctionMode):
             if tangent is not None and tangent.dtype != primal.dtype:
                 return forward_ad.make_dual(primal, tangent.to(primal.dtype))  # type: ignore[no-untyped-call]
         return result
-
-
-def random_states_kept(model: nn.Module) -> AbstractContextManager[None]:
-    """Leaves the random states of the CPU and of a model's GPUs as they are now."""
-    return torch.random.fork_rng(sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}))
 
 
 def per_sample(losses: object) -> Tensor:
