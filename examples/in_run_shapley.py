@@ -72,7 +72,7 @@ class Learner:
 
 
 def gather(count: int, corruption: str, seed: int, console: Console) -> Corpus:
-    """Cuts `count` windows from those of `DOMAINS` to be had, in equal parts, and holds out documents for validation."""
+    """Cuts `count` windows of all domains to be had, in equal parts, and holds out documents for validation."""
     train, held_out = {}, {}
     for name in DOMAINS:
         try:
