@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from ghostgram.taps.statistics import statistics, uses_of
+from ghostgram.taps.statistics import distinct, gradients_at, statistics, uses_of
 from single_samples import B, trained
 from taps.test_taps import D, V
-from taps.test_uses import MODELS, PerPosition, build, close, kept_of, single_gradients, tolerance_of
+from taps.test_uses import MODELS, SOME, PerPosition, build, close, kept_of, single_gradients, tolerance_of
 
 
-@pytest.mark.parametrize("directed", ["all", "none", "the first"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "directed"),
+    [*((name, "all") for name in MODELS), *((name, "none") for name in SOME), (SOME[0], "the first")],
+)
 def test_norms_and_dots_are_those_of_single_samples(name, directed):
     model, x = build(name, torch.float64)
     truth = single_gradients(model, x)
@@ -59,3 +61,22 @@ def test_documents_are_refused():
     packed = [(p, type(use)(**{**vars(use), "segments": ids})) for p, use in kept if hasattr(use, "segments")]
     with pytest.raises(ValueError, match="statistics: expected rows that are samples, got documents"):
         uses_of(packed)
+
+
+def test_distinct_ids_are_sorted_and_filled_up():
+    ids = torch.tensor([[4, 4, 1, 9, 2], [7, 7, 7, 7, 0], [3, 3, 3, 3, 3]])
+    counted = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    assert distinct(ids, counted, 10).tolist() == [[1, 4, 9], [7, 10, 10], [10, 10, 10]]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "conv:" not in name])
+def test_gradients_at_entries_are_those_of_single_samples(name):
+    """Of every parameter, at entries that differ by sample and are not all there."""
+    model, x = build(name, torch.float64)
+    truth = single_gradients(model, x)
+    for p, uses in uses_of(kept_of(model, x)).items():
+        ids = torch.randint(0, len(p), (B, 4))
+        entries = distinct(ids, torch.rand(B, 4) < 0.7, len(p))
+        padded = torch.cat([truth[p], torch.zeros(B, 1, *p.shape[1:])], 1)
+        wanted = torch.stack([gradient[mine] for gradient, mine in zip(padded, entries, strict=True)])
+        assert (gradients_at(uses, entries) - wanted).norm() <= tolerance_of(name) * truth[p].norm()

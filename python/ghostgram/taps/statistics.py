@@ -68,6 +68,53 @@ def statistics(uses: Uses, directions: Mapping[nn.Parameter, Tensor], count: int
     return Statistics(total, torch.stack(dots).sum(0) if dots else total.new_zeros(len(total), count))
 
 
+@torch.no_grad()
+def gradients_at(uses: list[Use], entries: Tensor) -> Tensor:
+    """Each row's gradient of one parameter at entries of its own, as of a table at the tokens of a text.
+
+    Args:
+        uses: The parameter's, from `uses_of`.
+        entries: (rows, n) entries along the parameter's first axis, ascending, and behind them numbers beyond the last,
+            where the result is zero; from `distinct`.
+
+    Returns:
+        (rows, n, ...) in the dtype of sums.
+
+    Cost:
+        2 rows T n d FLOPs for a product (B, T, d), a scatter-add for lookups.
+    """
+    return sum((_at(use, entries) for use in uses[1:]), start=_at(uses[0], entries))
+
+
+def distinct(ids: Tensor, counted: Tensor, entries: int) -> Tensor:
+    """The distinct ids of each row, ascending, filled up with `entries`: (rows, T) ids and which of them count."""
+    ids = ids.masked_fill(~counted, entries).sort(1).values
+    first = ids != torch.cat([ids.new_full((len(ids), 1), -1), ids[:, :-1]], 1)
+    ids = ids.masked_fill(~first, entries).sort(1).values
+    return ids[:, : max(1, int((ids < entries).sum(1).max()))].contiguous()
+
+
+def _at(use: Use, entries: Tensor) -> Tensor:
+    if isinstance(use, TableUse):
+        b, (rows, n) = sums(use.b), entries.shape
+        place = torch.searchsorted(entries, use.ids.to(entries).contiguous()).clamp_max(n - 1)
+        counts = (entries.gather(1, place) == use.ids) & (use.ids != use.padding)
+        target = (torch.arange(rows, device=place.device)[:, None] * n + place)[counts]
+        return b.new_zeros(rows * n, b.shape[-1]).index_add_(0, target, b[counts]).view(rows, n, -1)
+    if isinstance(use, MatrixUse):
+        inside = entries < use.b.shape[-1]
+        columns = entries.where(inside, 0)[:, None].expand(-1, use.b.shape[1], -1)
+        with exact(use.a):
+            return torch.bmm(sums(use.b.gather(2, columns)).mT, sums(use.a)) * inside[..., None]
+    if isinstance(use, DenseUse):
+        each = list(sums(use.gradients))
+    else:
+        each = [use.gradient(one) for one in torch.eye(use.rows)]
+    inside = [mine < len(gradient) for mine, gradient in zip(entries, each, strict=True)]
+    at = [g[mine.where(keep, 0)] for g, mine, keep in zip(each, entries, inside, strict=True)]
+    return torch.stack([g * keep.view(-1, *(1,) * (g.dim() - 1)) for g, keep in zip(at, inside, strict=True)])
+
+
 def _statistics(uses: list[Use], D: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(rows,) squared norms and (rows, K) dots of one parameter's gradients."""
     match uses:
