@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ghostgram.taps.sharding import local
 
 
 @contextmanager
@@ -33,6 +35,17 @@ def gradients_aside(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, grad in grads:
             parameter.grad = grad
+
+
+def taken_gradients(parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """The gradients that a backward has left, zero where it has left none; .grad is None afterwards.
+
+    Of sharded parameters, the parts that this process holds.
+    """
+    grads = {p: p.grad for p in parameters}
+    for p in parameters:
+        p.grad = None
+    return {p: torch.zeros_like(local(p)) if g is None else local(g) for p, g in grads.items()}
 
 
 def random_states_kept(model: nn.Module) -> AbstractContextManager[None]:
