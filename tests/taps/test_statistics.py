@@ -66,7 +66,7 @@ def test_documents_are_refused():
 def test_distinct_ids_are_sorted_and_filled_up():
     ids = torch.tensor([[4, 4, 1, 9, 2], [7, 7, 7, 7, 0], [3, 3, 3, 3, 3]])
     counted = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
-    assert distinct(ids, counted, 10).tolist() == [[1, 4, 9], [7, 10, 10], [10, 10, 10]]
+    assert distinct(ids, 10, counted).tolist() == [[1, 4, 9], [7, 10, 10], [10, 10, 10]]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "conv:" not in name])
@@ -76,7 +76,7 @@ def test_gradients_at_entries_are_those_of_single_samples(name):
     truth = single_gradients(model, x)
     for p, uses in uses_of(kept_of(model, x)).items():
         ids = torch.randint(0, len(p), (B, 4))
-        entries = distinct(ids, torch.rand(B, 4) < 0.7, len(p))
+        entries = distinct(ids, len(p), torch.rand(B, 4) < 0.7)
         padded = torch.cat([truth[p], torch.zeros(B, 1, *p.shape[1:])], 1)
         wanted = torch.stack([gradient[mine] for gradient, mine in zip(padded, entries, strict=True)])
         assert (gradients_at(uses, entries) - wanted).norm() <= tolerance_of(name) * truth[p].norm()

@@ -86,9 +86,15 @@ def gradients_at(uses: list[Use], entries: Tensor) -> Tensor:
     return sum((_at(use, entries) for use in uses[1:]), start=_at(uses[0], entries))
 
 
-def distinct(ids: Tensor, counted: Tensor, entries: int) -> Tensor:
-    """The distinct ids of each row, ascending, filled up with `entries`: (rows, T) ids and which of them count."""
-    ids = ids.masked_fill(~counted, entries).sort(1).values
+def distinct(ids: Tensor, entries: int, counted: Tensor | None = None) -> Tensor:
+    """(rows, n) the distinct ids of each row, ascending and filled up with `entries`.
+
+    Args:
+        ids: (rows, T) at least one row.
+        entries: How many entries ids are of.
+        counted: (rows, T) bool: which ids count; None for all.
+    """
+    ids = (ids if counted is None else ids.masked_fill(~counted, entries)).sort(1).values
     first = ids != torch.cat([ids.new_full((len(ids), 1), -1), ids[:, :-1]], 1)
     ids = ids.masked_fill(~first, entries).sort(1).values
     return ids[:, : max(1, int((ids < entries).sum(1).max()))].contiguous()

@@ -110,9 +110,15 @@ class OptimizerView:
         here = wide(local(p.detach()))
         return here.clone() if h is None else here + h
 
-    def delta(self, p: nn.Parameter, g: Tensor) -> Tensor:
-        """theta_x - theta_null for a document's clipped gradient of the parameter."""
-        return -self._linearised(p, g).P * wide(local(g))
+    def delta(self, p: nn.Parameter, g: Tensor, rows: Tensor | None = None) -> Tensor:
+        """theta_x - theta_null for a document's clipped gradient of the parameter.
+
+        Args:
+            p: The parameter.
+            g: The gradient, of p's shape, or (*shape of rows, *p.shape[1:]).
+            rows: Entries along p's first axis that g is of, in any order and as often as wanted; None for all of p.
+        """
+        return -self._linearised(p, g, rows).P * wide(local(g))
 
     def slope(self, p: nn.Parameter) -> Tensor:
         """-d delta / dg at 0, elementwise; a scalar tensor for SGD.
@@ -157,13 +163,17 @@ class OptimizerView:
             return torch.ones_like(norms)
         return (self.clip / (norms + 1e-6)).clamp(max=1.0)
 
-    def _linearised(self, p: nn.Parameter, g: Tensor | None) -> Linearised:
+    def _linearised(self, p: nn.Parameter, g: Tensor | None, rows: Tensor | None = None) -> Linearised:
         if reason := self.why_not():
             raise TypeError(f"optimizer: {reason}; only the exact labels can be taken")
         group = self._settings(p)
         with torch.no_grad():
-            state = {n: wide(v) if isinstance(v, Tensor) else v for n, v in local_state(self.optimizer, p).items()}
-            w = wide(local(p.detach()))
+
+            def at(x: Tensor) -> Tensor:
+                return wide(x if rows is None or not x.dim() else x[rows])
+
+            state = {n: at(v) if isinstance(v, Tensor) else v for n, v in local_state(self.optimizer, p).items()}
+            w = at(local(p.detach()))
             if self.linear:
                 return sgd_step(group, w, state)
             read = torch.zeros_like(w) if g is None else wide(local(g))
