@@ -129,7 +129,8 @@ def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor.detach()
         return
     for attribute in tensor.__tensor_flatten__()[0]:
-        yield from _parts(f"{name}.{attribute}", getattr(tensor, attribute))
+        if isinstance(inner := getattr(tensor, attribute), Tensor):
+            yield from _parts(f"{name}.{attribute}", inner)
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
