@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ghostgram._files import TORN, whole_file
 
@@ -27,6 +27,14 @@ def remote(path: str) -> tuple[Any, str] | None:
         raise ImportError(f"{path}: URIs need fsspec: pip install fsspec, and what it names for this one") from why
     filesystem, inside = url_to_fs(path)
     return filesystem, inside
+
+
+def opened(path: str) -> BinaryIO:
+    """A file, open for reading bytes: local, or of any URI that fsspec knows."""
+    if (where := remote(path)) is None:
+        return Path(path).open("rb")
+    file: BinaryIO = where[0].open(where[1], "rb")
+    return file
 
 
 class Place:
