@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet  # before forks, each of which would have to import it
 
 from ghostgram import _files
 from ghostgram.algorithms.mates.places import Place

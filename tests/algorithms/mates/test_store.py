@@ -151,8 +151,9 @@ def test_rows_changed_after_completion_are_refused(stage):
     stage.commit("0", rows(10, 0))
     stage.complete()
     stage.commit("0", rows(10, 1))
-    with pytest.raises(StoreError, match="logical: expected"):
-        stage.require()
+    for refused in (stage.require, stage.complete):
+        with pytest.raises(StoreError, match=r"manifest\.json: logical: expected"):
+            refused()
 
 
 def resealed(record, **changed):
@@ -168,6 +169,9 @@ def test_manifest_that_says_something_else_is_refused(stage):
     stage.commit("0", rows(10, 0))
     with pytest.raises(StoreError, match="state: expected 'complete', got 'open'"):
         stage.require()
+    stage.begin(reference="r1")
+    with pytest.raises(StoreError, match=r"manifest\.json: reference: expected 'r2', got 'r1'"):
+        stage.begin(reference="r2")
     assert not stage.is_complete
     stage.complete()
     assert stage.is_complete

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -93,3 +96,23 @@ class Place:
         if self._remote is None:
             for torn in Path(self.folder).rglob(f".*{TORN}"):
                 torn.unlink(missing_ok=True)
+
+    def write_tree(self, folder: Path) -> None:
+        """Writes all files of a local folder, each whole."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+    @contextmanager
+    def tree(self) -> Iterator[Path]:
+        """A local folder with the files of this one: itself, or a copy that lasts as long as the context."""
+        if self._remote is None:
+            yield Path(self.folder)
+            return
+        filesystem, inside = self._remote
+        with tempfile.TemporaryDirectory() as copy:
+            for path in filesystem.find(inside, refresh=True):
+                local = Path(copy, path.removeprefix(f"{inside}/"))
+                local.parent.mkdir(parents=True, exist_ok=True)
+                local.write_bytes(filesystem.cat_file(path))
+            yield Path(copy)

@@ -81,16 +81,19 @@ class Stage:
         return self._place.folder
 
     def begin(self, **facts: Any) -> None:
-        """Writes a manifest that says what is under way, unless there is one.
+        """Writes a manifest that says what is under way; one that is there already has to say the same.
 
         Args:
             facts: What the manifest holds besides what every manifest holds, of what JSON has a form for.
 
         Raises:
             ValueError: One of `facts` has a name that every manifest has.
+            StoreError: The manifest that is there is damaged or says something else.
         """
-        if self.manifest is None:
+        if (found := self.manifest) is None:
             self._write_manifest("open", facts, {})
+        else:
+            self._check(found, facts)
 
     def commit(
         self, unit: str, table: Any, sums: Mapping[str, Any] | None = None, *, input: str | None = None
@@ -131,7 +134,11 @@ class Stage:
         """The units that have a commit, sorted; `committed` also looks whether it holds."""
         return self._place.names("commits", ".json")
 
-    def committed(self, inputs: Mapping[str, str | None] | None = None) -> dict[str, Commit]:
+    def has(self, unit: str, input: str | None = None) -> bool:
+        """Whether a unit is among `committed`; with `input`, whether it was made from that."""
+        return self._sound(unit, None if input is None else {unit: input}) is not None
+
+    def committed(self, inputs: Mapping[str, str] | None = None) -> dict[str, Commit]:
         """The units that are done, by name, sorted.
 
         A commit does not count if it is damaged, if its part is missing or differs in size or digest, or if it was made
@@ -143,14 +150,14 @@ class Stage:
         Cost:
             Reads every part.
         """
-        return {done.unit: done for done, _ in self._sound(inputs)}
+        return {unit: found[0] for unit in self.names() if (found := self._sound(unit, inputs))}
 
     def parts(self, columns: list[str] | None = None) -> Iterator[tuple[Commit, Any]]:
         """Every committed unit and its pyarrow.Table, in the order of names, one in memory at a time."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        for done, part in self._sound(None):
+        for done, part in filter(None, (self._sound(unit, None) for unit in self.names())):
             table = pq.read_table(pa.BufferReader(part), columns=columns)
             if (sign := (table.schema.metadata or {}).get(b"ghostgram.sign", b"").decode()) != SIGN:
                 raise StoreError(f"{self._place / _part(done.unit)}: expected sign {SIGN!r}, got {sign!r}")
@@ -174,9 +181,16 @@ class Stage:
 
         It pins what is committed now: the number of units and rows, and the sum of their logical digests. Only one
         process may call it, when none commits any more; what killed ones left is deleted.
+
+        Raises:
+            ValueError: One of `facts` has a name that every manifest has.
+            StoreError: It was complete before, with other rows.
         """
-        began = {name: value for name, value in (self.manifest or {}).items() if name not in _OURS}
+        found = self.manifest or {}
         pinned = _pinned(self.committed().values())
+        if found.get("state") == "complete":
+            _same(self._place / MANIFEST, {name: found[name] for name in _PINNED}, pinned)
+        began = {name: value for name, value in found.items() if name not in _OURS}
         self._place.sweep()
         return self._write_manifest("complete", {**began, **facts}, pinned)
 
@@ -213,21 +227,21 @@ class Stage:
         where, found = self._place / MANIFEST, self.manifest
         if found is None:
             raise StoreError(f"{where}: does not exist")
-        expected = {"state": "complete", "schema": SCHEMA, "sign": SIGN, "kind": self.kind, "key": self.key}
-        _same(where, {**expected, **json.loads(canonical(facts))}, found)
+        self._check(found, {"state": "complete", **facts})
         _same(where, {name: found[name] for name in _PINNED}, _pinned(self.committed().values()))
         return found
 
-    def _sound(self, inputs: Mapping[str, str | None] | None) -> Iterator[tuple[Commit, bytes]]:
-        """The commits that hold, and their parts."""
-        for unit in self.names():
-            record = _unsealed(self._place.read(_commit(unit)) or b"")
-            if record is None or (inputs is not None and (unit not in inputs or record["input"] != inputs[unit])):
-                continue
-            done = Commit(**record)
-            part = self._place.read(_part(unit))
-            if done.unit == unit and part is not None and digest_of_bytes(part) == done.digest:
-                yield done, part
+    def _check(self, found: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        ours = {"schema": SCHEMA, "sign": SIGN, "kind": self.kind, "key": self.key}
+        _same(self._place / MANIFEST, {**ours, **json.loads(canonical(facts))}, found)
+
+    def _sound(self, unit: str, inputs: Mapping[str, str] | None) -> tuple[Commit, bytes] | None:
+        """A unit's commit and part, if the commit holds."""
+        record = _unsealed(self._place.read(_commit(unit)) or b"")
+        if record is None or (inputs is not None and (unit not in inputs or record["input"] != inputs[unit])):
+            return None
+        done, part = Commit(**record), self._place.read(_part(unit))
+        return (done, part) if done.unit == unit and part is not None and digest_of_bytes(part) == done.digest else None
 
     def _write_manifest(self, state: str, facts: Mapping[str, Any], pinned: Mapping[str, Any]) -> dict[str, Any]:
         if taken := sorted(_OURS & facts.keys()):
