@@ -51,7 +51,7 @@ class Snapshot:
                 _check_restorable(name, value)
                 if not isinstance(value, Tensor):
                     entries[name] = copy.deepcopy(value)
-        self._tensors = dict(_tensors(model, optimizer))
+        self._tensors = state_tensors(model, optimizer)
         live = list(self._tensors.values())
         self._copies = _copies(live)
         self._random = RandomStates(model)
@@ -102,25 +102,18 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """All plain tensors by name, each storage's owner once."""
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The plain tensors that parameters, buffers, settings and state are made of, by name, sharing their memory."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    for p, name in names.items():
-        yield from _parts(f"model.{name}", p)
-    for name, buffer in model.named_buffers():
-        yield from _parts(f"model.{name}", buffer)
     for index, group in enumerate(optimizer.param_groups):
-        for position, p in enumerate(group["params"]):
-            if p not in names:
-                names[p] = f"{index}.{position}"
-                yield from _parts(f"optimizer.{names[p]}", p)
-        for name, value in group.items():
-            if isinstance(value, Tensor):
-                yield from _parts(f"optimizer.{index}.{name}", value)
+        names |= {p: f"{index}.{i}" for i, p in enumerate(group["params"]) if p not in names}
+    found: dict[str, Any] = {f"model.{name}": p for p, name in names.items()}
+    found |= {f"model.{name}": buffer for name, buffer in model.named_buffers()}
+    for index, group in enumerate(optimizer.param_groups):
+        found |= {f"optimizer.{index}.{name}": value for name, value in group.items()}
     for p, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                yield from _parts(f"optimizer.{names[p]}.{name}", value)
+        found |= {f"optimizer.{names[p]}.{name}": value for name, value in state.items()}
+    return dict(part for name, value in found.items() if isinstance(value, Tensor) for part in _parts(name, value))
 
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -110,7 +110,7 @@ def test_the_trainers_file_comes_back(tmp_path):
     view = OptimizerView(fresh, loaded, clip=1.0)
     assert view.scalars(fresh.transformer.wte.weight)[4] == pytest.approx(1 - 0.9**3)
     fresh.transformer.wpe.weight = torch.nn.Parameter(torch.zeros(16, 24))
-    with pytest.raises(ValueError, match=r"wpe.weight \(16, 24\) would get the exp_avg \(32, 24\)"):
+    with pytest.raises(ValueError, match=r"wpe.weight \(16, 24\) would get the exp_avg\w* \(32, 24\)"):
         load_numbered(fresh, tmp_path / "checkpoint-2" / "optimizer.pt")
 
 
