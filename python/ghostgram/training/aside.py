@@ -66,7 +66,11 @@ class RandomStates:
     def again(self) -> Iterator[None]:
         """That moment's states inside; outside what they are now."""
         with random_states_kept(self._model):
-            torch.set_rng_state(self._cpu)
-            for device, state in self._gpus.items():
-                torch.cuda.set_rng_state(state, device)
+            self.put_back()
             yield
+
+    def put_back(self) -> None:
+        """Makes that moment's states the current ones."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._gpus.items():
+            torch.cuda.set_rng_state(state, device)

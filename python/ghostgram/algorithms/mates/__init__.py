@@ -1,1 +1,1 @@
-"""MATES (arXiv 2406.06046): what one more document would do to the model being trained, learned, and selected by."""
+"""MATES (arXiv 2406.06046): pretraining data chosen by what one document would do to a reference loss."""

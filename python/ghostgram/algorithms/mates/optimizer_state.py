@@ -189,7 +189,7 @@ class OptimizerView:
         """Raises unless there is exactly one good state entry for each trainable parameter."""
         names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
         if missing := [n for p, n in self.names.items() if p not in self._group]:
-            raise ValueError(f"optimizer: {_listed(missing)} trainable, but in none of its groups")
+            raise ValueError(f"optimizer: {_are(missing)} trainable, but in none of its groups")
         of_others = [
             f"group {index}'s parameter {i} of shape {tuple(p.shape)}"
             for index, group in enumerate(self.optimizer.param_groups)
@@ -197,14 +197,14 @@ class OptimizerView:
             if p not in names
         ]
         if of_others:
-            raise ValueError(f"optimizer: {_listed(of_others)} not of the model")
+            raise ValueError(f"optimizer: {_are(of_others)} not of the model")
         left_over = [
             names.get(p, f"a tensor of shape {tuple(p.shape)}")
             for p, state in self.optimizer.state.items()
             if state and p not in self.names
         ]
         if left_over:
-            raise ValueError(f"optimizer.state: {_listed(left_over)} not trainable, and yet has a state")
+            raise ValueError(f"optimizer.state: {_are(left_over)} not trainable, and yet has a state")
         if not self.linear and self.why_not() is None:
             self._check_moments()
         unlike = [
@@ -214,14 +214,14 @@ class OptimizerView:
             and buffer.shape != p.shape
         ]
         if unlike:
-            raise ValueError(f"optimizer.state: {_listed(unlike, '')}")
+            raise ValueError(f"optimizer.state: {listed(unlike)}")
         self._check_finite()
 
     def _check_moments(self) -> None:
         states = {name: self.optimizer.state.get(p, {}) for p, name in self.names.items()}
         if missing := [name for name, state in states.items() if "step" not in state]:
             raise ValueError(
-                f"optimizer.state: {_listed(missing)} without a state; take a step first, load it, or freeze what no "
+                f"optimizer.state: {_are(missing)} without a state; take a step first, load it, or freeze what no "
                 "loss reaches"
             )
         unlike = []
@@ -233,10 +233,10 @@ class OptimizerView:
                 elif (shape := states[name][kind].shape) != p.shape:
                     unlike.append(f"{name}'s {kind} has shape {tuple(shape)}, not {tuple(p.shape)}")
         if unlike:
-            raise ValueError(f"optimizer.state: {_listed(unlike, '')}")
+            raise ValueError(f"optimizer.state: {listed(unlike)}")
         steps = gathered(torch.as_tensor(state["step"]) for state in states.values())
         if fresh := [name for name, step in zip(states, steps.tolist(), strict=True) if not step > 0]:
-            raise ValueError(f"optimizer.state: {_listed(fresh)} at step 0; take a step first")
+            raise ValueError(f"optimizer.state: {_are(fresh)} at step 0; take a step first")
 
     def _check_finite(self) -> None:
         largest = [
@@ -248,7 +248,7 @@ class OptimizerView:
         finite = gathered(each[2] for each in largest).isfinite().tolist() if largest else []
         wrong = [f"{name}'s {kind}" for (name, kind, _), good in zip(largest, finite, strict=True) if not good]
         if wrong:
-            raise ValueError(f"optimizer.state: {_listed(wrong)} not finite")
+            raise ValueError(f"optimizer.state: {_are(wrong)} not finite")
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -256,7 +256,11 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 2 else tensor
 
 
-def _listed(names: Sequence[str], verb: str | None = None) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    verb = (" is" if len(names) == 1 else " are") if verb is None else verb
-    return ", ".join(names[:NAMED]) + more + verb
+    return ", ".join(names[:NAMED]) + more
+
+
+def _are(names: Sequence[str]) -> str:
+    return listed(names) + (" is" if len(names) == 1 else " are")

@@ -100,6 +100,12 @@ class Reference:
         """Targets of all examples."""
         return int(self.mask[:, 1:].sum())
 
+    @property
+    def positions(self) -> int:
+        """Positions that a pass computes: those before each example's last target."""
+        columns = torch.arange(self.mask.shape[1])
+        return int((self.mask * columns).amax(1).sum())
+
     def sums(self, model: nn.Module, task: Task, batch: int = 32) -> Tensor:
         """(N,) float64 on the CPU: every example's loss summed over its targets.
 
