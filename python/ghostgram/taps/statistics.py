@@ -6,7 +6,7 @@ positions at once, and of the two kinds that a tied table has, lookups and a pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,24 +57,24 @@ def statistics(uses: Uses, directions: Mapping[nn.Parameter, Tensor], count: int
         cheaper way of `grad_norms`; the cross term of a tied table takes 2 B T^2 d. Layers known by their dots alone
         form one sample's gradient after another.
     """
-    squares, dots = [], []
-    for parameter, each in uses.items():
-        D = directions.get(parameter)
-        of_parameter = _statistics(each, None if D is None else whole(D))
-        squares.append(of_parameter[0].double().cpu())
-        if of_parameter[1] is not None:
-            dots.append(of_parameter[1].double().cpu())
-    total = torch.stack(squares).sum(0)
-    return Statistics(total, torch.stack(dots).sum(0) if dots else total.new_zeros(len(total), count))
+    found = [_statistics(each, whole(directions.get(parameter))) for parameter, each in uses.items()]
+    squares = _summed([squares for squares, _ in found])
+    dots = [dots for _, dots in found if dots is not None]
+    return Statistics(squares, _summed(dots) if dots else squares.new_zeros(len(squares), count))
+
+
+def _summed(parts: list[Tensor]) -> Tensor:
+    """Their sum in float64 on the CPU, by one transfer."""
+    return torch.stack([part.double().to(parts[0].device) for part in parts]).sum(0).cpu()
 
 
 @torch.no_grad()
-def gradients_at(uses: list[Use], entries: Tensor) -> Tensor:
+def gradients_at(uses: Sequence[Use], entries: Tensor) -> Tensor:
     """Each row's gradient of one parameter at entries of its own, as of a table at the tokens of a text.
 
     Args:
         uses: The parameter's, from `uses_of`.
-        entries: (rows, n) entries along the parameter's first axis, ascending, and behind them numbers beyond the last,
+        entries: (rows, n) entries along the parameter's first axis, ascending, and behind them the number of entries,
             where the result is zero; from `distinct`.
 
     Returns:
@@ -116,9 +116,8 @@ def _at(use: Use, entries: Tensor) -> Tensor:
         each = list(sums(use.gradients))
     else:
         each = [use.gradient(one) for one in torch.eye(use.rows)]
-    inside = [mine < len(gradient) for mine, gradient in zip(entries, each, strict=True)]
-    at = [g[mine.where(keep, 0)] for g, mine, keep in zip(each, entries, inside, strict=True)]
-    return torch.stack([g * keep.view(-1, *(1,) * (g.dim() - 1)) for g, keep in zip(at, inside, strict=True)])
+    padded = [torch.cat([g, torch.zeros_like(g[:1])]) for g in each]
+    return torch.stack([g[mine] for g, mine in zip(padded, entries, strict=True)])
 
 
 def _statistics(uses: list[Use], D: Tensor | None) -> tuple[Tensor, Tensor | None]:

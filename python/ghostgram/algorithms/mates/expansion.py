@@ -1,22 +1,29 @@
-"""What first-order labels take from the references once a stage: how their losses fall along the optimizer's step."""
+"""What all first-order labels do: the references' losses to first order along the step, once a stage, then batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.mates.backend import levels
+from ghostgram.algorithms.mates.backend import Influence, levels
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView, wide
 from ghostgram.algorithms.mates.reference import Reference
 from ghostgram.algorithms.mates.task import Task
 from ghostgram.training.aside import evaluating, taken_gradients
 
+BATCH = 16
+"""Documents of one pass, whose activations are held at once."""
 TYPICAL = 32
 """How many documents' gradients say how large an entry of one is."""
+
+
+Gradients = dict[nn.Parameter, Tensor]
+"""parameter -> (R, *shape), one gradient for each reference."""
 
 
 class Expansion(NamedTuple):
@@ -24,8 +31,8 @@ class Expansion(NamedTuple):
 
     null_gain: Tensor
     """(R,) float64: L_r(theta) - L_r(theta_null), what momentum and weight decay do by themselves."""
-    gradients: dict[nn.Parameter, Tensor]
-    """parameter -> (R, *shape): the gradients of L_r at theta_null."""
+    gradients: Gradients
+    """Those of L_r at theta_null."""
 
 
 class Slopes(NamedTuple):
@@ -35,6 +42,84 @@ class Slopes(NamedTuple):
     """parameter -> slope, of its shape; a scalar tensor for SGD."""
     capped_fraction: float
     """The share of all entries whose slope was cut down to the cap."""
+
+
+class FirstOrderLabels(ABC):
+    """What the first-order backends have in common. A document's numbers do not depend on its batch.
+
+    Args:
+        model: The model as it is trained.
+        view: Its optimizer's step.
+        references: The R references.
+        task: What a document is to the model.
+        batch: Documents of one pass.
+    """
+
+    name: str
+    capped_fraction = 0.0
+    """The share of slopes that `prepare` has cut down to the cap."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        view: OptimizerView,
+        references: Sequence[Reference],
+        task: Task,
+        *,
+        batch: int = BATCH,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch: expected at least 1 document, got {batch}")
+        self.view, self.references, self.task, self.batch = view, list(references), task, batch
+        self.model = view.model
+        self._parameters = list(view.names)
+        self._weights = sum(p.numel() for p in self._parameters)
+
+    def why_not(self) -> str | None:
+        """The optimizer's step has no closed form, weights are sharded, or a pass over one document fails."""
+        if reason := self.view.why_not():
+            return reason
+        if self.view.ranks.sharded:
+            return "the weights are sharded over processes"
+        first = self.references[0]
+        try:
+            self._try(first.ids[:1], first.mask[:1])
+        except (ValueError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def prepare(self) -> None:
+        """The references' losses, and their gradients at theta_null."""
+        expansion = expand(self.view, self.references, self.task)
+        self._null_gain = expansion.null_gain
+        self._take(expansion.gradients)
+
+    def influence(self, ids: Tensor, mask: Tensor) -> Influence:
+        """The influence of documents (n, T), each as if it were the only one."""
+        batches = zip(torch.split(ids, self.batch), torch.split(mask, self.batch), strict=True)
+        found = joined(self._of_batch(*each) for each in batches)
+        return found._replace(values=found.values + self._null_gain)
+
+    @abstractmethod
+    def flops(self, tokens: int) -> float:
+        """What the influence of one document of so many tokens costs."""
+
+    @abstractmethod
+    def _try(self, ids: Tensor, mask: Tensor) -> None:
+        """A pass over documents as `influence` makes it."""
+
+    @abstractmethod
+    def _take(self, gradients: Gradients) -> None:
+        """Keeps what the values are made of, of the references' gradients."""
+
+    @abstractmethod
+    def _of_batch(self, ids: Tensor, mask: Tensor) -> Influence:
+        """The influence without the null gain."""
+
+
+def joined(parts: Iterable[Influence]) -> Influence:
+    """Documents one after another."""
+    return Influence(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def expand(view: OptimizerView, references: Sequence[Reference], task: Task) -> Expansion:
@@ -79,18 +164,24 @@ def slopes(view: OptimizerView, references: Sequence[Reference], task: Task, *, 
 
 
 def typical_entries(view: OptimizerView, references: Sequence[Reference], task: Task) -> dict[nn.Parameter, float]:
-    """parameter -> root mean square of the nonzero entries of single documents' clipped gradients; 0 where all are 0."""
+    """parameter -> root mean square of the nonzero entries of single documents' clipped gradients; 0 for none."""
     parameters = list(view.names)
     squares, counts = (torch.zeros(len(parameters), dtype=torch.float64) for _ in range(2))
-    documents = [(r.ids[i : i + 1], r.mask[i : i + 1]) for r in references for i in range(len(r.ids))]
     with evaluating(view.model, parameters), view.ranks.aside(), torch.enable_grad():
-        for ids, mask in documents[:TYPICAL]:
+        for ids, mask in first_documents(references, TYPICAL, 1):
             task.losses(view.model, ids, mask).sum().backward()  # type: ignore[no-untyped-call]
             gradients = [wide(g) for g in taken_gradients(parameters).values()]
             each = torch.stack([g.square().sum() for g in gradients]).double().cpu()
             squares += each * view.clip_factors(each.sum().sqrt()) ** 2
             counts += torch.stack([g.count_nonzero() for g in gradients]).double().cpu()
     return dict(zip(parameters, (squares / counts.clamp(min=1)).sqrt().tolist(), strict=True))
+
+
+def first_documents(references: Sequence[Reference], count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids, mask) of the first examples of each reference, about `count` of them together, so many at a time."""
+    of_each = -(-count // len(references))
+    for r in references:
+        yield from zip(torch.split(r.ids[:of_each], batch), torch.split(r.mask[:of_each], batch), strict=True)
 
 
 def vocabulary(view: OptimizerView, task: Task, reference: Reference) -> set[nn.Parameter]:
@@ -100,15 +191,16 @@ def vocabulary(view: OptimizerView, task: Task, reference: Reference) -> set[nn.
     that has a row, and an output feature, for every entry of such a table.
     """
     ids, mask = reference.ids[:1], reference.mask[:1]
-    tables, wide_layers = [], []
+    tables: list[nn.Module] = []
+    layers: list[tuple[nn.Module, int]] = []
 
     def watch(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         seen = inputs[0] if inputs else None
-        if isinstance(module, nn.Embedding) and isinstance(seen, Tensor):
-            if seen.dim() == 2 and torch.equal(seen.cpu(), ids[:, : seen.shape[1]]):
+        if isinstance(module, nn.Embedding):
+            if isinstance(seen, Tensor) and seen.dim() == 2 and torch.equal(seen.cpu(), ids[:, : seen.shape[1]]):
                 tables.append(module)
-        elif isinstance(output, Tensor) and output.dim() > 1 and next(module.parameters(recurse=False), None) is not None:
-            wide_layers.append((module, output.shape[-1]))
+        elif isinstance(output, Tensor) and output.dim() > 1 and any(True for _ in module.parameters(recurse=False)):
+            layers.append((module, output.shape[-1]))
 
     hooks = [module.register_forward_hook(watch) for module in view.model.modules()]
     try:
@@ -117,7 +209,7 @@ def vocabulary(view: OptimizerView, task: Task, reference: Reference) -> set[nn.
     finally:
         for hook in hooks:
             hook.remove()
-    entries = {len(table.weight) for table in tables}
-    heads = [module for module, features in wide_layers if features in entries][-1:]
+    entries = {len(p) for table in tables for p in table.parameters(recurse=False)}
+    heads = [module for module, features in layers if features in entries][-1:]
     held = [p for module in (*tables, *heads) for p in module.parameters(recurse=False)]
     return {p for p in held if p in view.names and len(p) in entries}

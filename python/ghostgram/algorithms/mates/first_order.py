@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -10,87 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.mates.backend import Influence
-from ghostgram.algorithms.mates.expansion import Expansion, expand, slopes, vocabulary
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView, wide
+from ghostgram.algorithms.mates.expansion import BATCH, FirstOrderLabels, Gradients, joined, slopes, vocabulary
+from ghostgram.algorithms.mates.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.reference import Reference
 from ghostgram.algorithms.mates.task import Task
-from ghostgram.taps import Taps, UncoveredParameterError, cover
+from ghostgram.taps import Taps, cover
 from ghostgram.taps.session import NoSampleAxisError
 from ghostgram.taps.statistics import Uses, distinct, gradients_at, statistics, uses_of
 from ghostgram.taps.uses import DenseUse, MatrixUse, TableUse, Use, sums
 from ghostgram.training.aside import evaluating
 
-BATCH = 16
-"""Documents of one backward, whose activations and their gradients are held at once."""
 
-
-class TappedLabels(ABC):
-    """What the backends that read per-sample gradients have in common: the passes, the norms, the clip factors.
+class TappedLabels(FirstOrderLabels):
+    """What the backends that read per-sample gradients have in common.
 
     One forward and backward of `sum_x l_x` over a batch of documents leaves, of every layer, its inputs a and output
-    gradients b; the layers' weight gradients are not computed. A document's numbers do not depend on its batch.
-
-    Args:
-        model: The model as it is trained.
-        view: Its optimizer's step.
-        references: The R references.
-        task: What a document is to the model.
-        batch: Documents of one backward.
+    gradients b; the layers' weight gradients are not computed.
     """
-
-    name: str
-
-    def __init__(
-        self,
-        model: nn.Module,
-        view: OptimizerView,
-        references: Sequence[Reference],
-        task: Task,
-        *,
-        batch: int = BATCH,
-    ) -> None:
-        if batch < 1:
-            raise ValueError(f"batch: expected at least 1 document, got {batch}")
-        self.model, self.view, self.references, self.task, self.batch = view.model, view, references, task, batch
-        self._parameters = list(view.names)
-        self.capped_fraction = 0.0
-        """The share of all slopes that `prepare` has cut down to the cap."""
-
-    def why_not(self) -> str | None:
-        """The optimizer's step has no closed form, or some trainable weight has no tap."""
-        if reason := self.view.why_not():
-            return reason
-        if self.view.ranks.sharded:
-            return "the weights are sharded over processes"
-        first = self.references[0]
-        try:
-            self._gradients(first.ids[:1], first.mask[:1])
-        except (UncoveredParameterError, ValueError, RuntimeError) as error:
-            return f"{type(error).__name__}: {error}"
-        return None
-
-    def prepare(self) -> None:
-        """The references' losses and gradients at theta_null, once a stage."""
-        expansion = expand(self.view, self.references, self.task)
-        self._null_gain = expansion.null_gain
-        self._take(expansion)
-
-    def influence(self, ids: Tensor, mask: Tensor) -> Influence:
-        """The influence of documents (n, T), each as if it were the only one."""
-        batches = zip(ids.split(self.batch), mask.split(self.batch), strict=True)
-        return self._joined(self._of_batch(*each) for each in batches)
-
-    @abstractmethod
-    def flops(self, tokens: int) -> float:
-        """What the influence of one document of so many tokens costs."""
-
-    @abstractmethod
-    def _take(self, expansion: Expansion) -> None:
-        """Keeps what the values are made of."""
-
-    @abstractmethod
-    def _values(self, uses: Uses, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, R) influence without the null gain and (n,) gradient norms, float64 on the CPU."""
 
     def _of_batch(self, ids: Tensor, mask: Tensor) -> Influence:
         try:
@@ -98,10 +34,14 @@ class TappedLabels(ABC):
         except NoSampleAxisError:  # as of positions that are as many as documents
             if len(ids) == 1:
                 raise
-            return self._joined(self._of_batch(*half) for half in zip(ids.chunk(2), mask.chunk(2), strict=True))
+            return joined(self._of_batch(*half) for half in zip(ids.chunk(2), mask.chunk(2), strict=True))
         with torch.no_grad():
             values, norms = self._values(uses, ids, mask)
-        return Influence(values + self._null_gain, norms, self.view.clip_factors(norms), own_loss)
+        return Influence(values, norms, self.view.clip_factors(norms), own_loss)
+
+    @abstractmethod
+    def _values(self, uses: Uses, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, R) influence without the null gain and (n,) gradient norms, float64 on the CPU."""
 
     def _gradients(self, ids: Tensor, mask: Tensor) -> tuple[Uses, Tensor]:
         """What one backward leaves of every document's gradient, and (n,) the documents' own losses."""
@@ -115,17 +55,12 @@ class TappedLabels(ABC):
             losses.sum().backward()  # type: ignore[no-untyped-call]
         return uses_of(self._taps.kept()), losses.detach().double().cpu()
 
-    @staticmethod
-    def _joined(parts: Iterable[Influence]) -> Influence:
-        return Influence(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    def _try(self, ids: Tensor, mask: Tensor) -> None:
+        self._gradients(ids, mask)
 
     @cached_property
     def _taps(self) -> Taps:
         return Taps(cover(self.model, self._parameters), self._parameters)
-
-    @property
-    def _weights(self) -> int:
-        return sum(p.numel() for p in self._parameters)
 
 
 class DotsLabels(TappedLabels):
@@ -176,14 +111,14 @@ class DotsLabels(TappedLabels):
         """6 P T."""
         return 6.0 * self._weights * tokens
 
-    def _take(self, expansion: Expansion) -> None:
+    def _take(self, gradients: Gradients) -> None:
         found, self.capped_fraction = slopes(self.view, self.references, self.task, capped=self.capped)
         special = set() if self.vocab == "frozen" else vocabulary(self.view, self.task, self.references[0])
         dropped = special if self.vocab == "drop" else set()
-        self._directions = {p: expansion.gradients[p] * found[p] for p in self._parameters if p not in dropped}
+        self._directions = {p: gradients[p] * found[p] for p in self._parameters if p not in dropped}
         # A step that is linear in the gradient has nothing beyond.
         rows = special if self.vocab == "adam_rows" and not self.view.linear else set()
-        self._by_row = {p: (expansion.gradients[p], found[p]) for p in rows}
+        self._by_row = {p: (gradients[p], found[p]) for p in rows}
 
     def _values(self, uses: Uses, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         squares, dots = statistics(uses, self._directions, len(self.references))
@@ -232,8 +167,8 @@ class AdamLabels(TappedLabels):
         """8 P T."""
         return 8.0 * self._weights * tokens
 
-    def _take(self, expansion: Expansion) -> None:
-        self._reference_gradients = expansion.gradients
+    def _take(self, gradients: Gradients) -> None:
+        self._reference_gradients = gradients
 
     def _values(self, uses: Uses, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         norms = statistics(uses, {}, 0).squares.sqrt()
@@ -261,17 +196,18 @@ class AdamLabels(TappedLabels):
         if isinstance(dense := uses[0], DenseUse) and len(uses) == 1:
             flat = dense.gradients.flatten(1)[:, None]
             return self._adam_dots(p, flat, flat.new_ones(len(flat), 1, 1), clip)
-        steps = [
-            self.view.delta(p, factor * sum((use.gradient(one) for use in uses[1:]), start=uses[0].gradient(one)))
-            for one, factor in zip(torch.eye(uses[0].rows), clip.tolist(), strict=True)
-        ]
-        return torch.stack([gradients.flatten(1) @ step.flatten() for step in steps]).double().cpu()
+        each = zip(torch.eye(uses[0].rows), clip.tolist(), strict=True)
+        return self._dense(p, (factor * sum(use.gradient(one) for use in uses) for one, factor in each))
 
     def _adam_dots(self, p: nn.Parameter, a: Tensor, b: Tensor, clip: Tensor) -> Tensor:
         """(n, R) of a product's gradients b^T a, which have p's elements."""
-        gradients = self._reference_gradients[p]
-        steps = [self.view.delta(p, factor * (sums(b_i).T @ sums(a_i)).view_as(p)) for a_i, b_i, factor in zip(a, b, clip.tolist(), strict=True)]
-        return torch.stack([gradients.flatten(1) @ step.flatten() for step in steps]).double().cpu()
+        each = zip(sums(a), sums(b), clip.tolist(), strict=True)
+        return self._dense(p, (factor * (b_i.T @ a_i).view_as(p) for a_i, b_i, factor in each))
+
+    def _dense(self, p: nn.Parameter, clipped: Iterable[Tensor]) -> Tensor:
+        """(n, R) of gradients of p that are formed one after another."""
+        along = self._reference_gradients[p].flatten(1)
+        return torch.stack([along @ self.view.delta(p, g).flatten() for g in clipped]).double().cpu()
 
 
 def _scaled(g: Tensor, clip: Tensor) -> Tensor:
