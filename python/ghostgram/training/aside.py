@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ghostgram.taps.sharding import local
 
 
 @contextmanager
@@ -35,6 +37,17 @@ def gradients_aside(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.grad = grad
 
 
+def taken_gradients(parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """The gradients that a backward has left, zero where it has left none; .grad is None afterwards.
+
+    Of sharded parameters, the parts that this process holds.
+    """
+    grads = {p: p.grad for p in parameters}
+    for p in parameters:
+        p.grad = None
+    return {p: torch.zeros_like(local(p)) if g is None else local(g) for p, g in grads.items()}
+
+
 def random_states_kept(model: nn.Module) -> AbstractContextManager[None]:
     """Leaves the random states of the CPU and of a model's GPUs as they are now."""
     return torch.random.fork_rng(sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}))
@@ -53,7 +66,11 @@ class RandomStates:
     def again(self) -> Iterator[None]:
         """That moment's states inside; outside what they are now."""
         with random_states_kept(self._model):
-            torch.set_rng_state(self._cpu)
-            for device, state in self._gpus.items():
-                torch.cuda.set_rng_state(state, device)
+            self.put_back()
             yield
+
+    def put_back(self) -> None:
+        """Makes that moment's states the current ones."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._gpus.items():
+            torch.cuda.set_rng_state(state, device)

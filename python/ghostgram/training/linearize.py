@@ -66,19 +66,27 @@ def linearize(
         Adam's frozen-state linearisation and the treatment of momentum as history: the derivation is in
         docs/algorithms/in_run_shapley.md.
     """
-    held = [optimizer.state.get(parameter, {}) for parameter in parameters]
-    states: list[Mapping[str, Any]] = [
-        {n: local(v) if isinstance(v, Tensor) else v for n, v in state.items()} for state in held
-    ]
+    states = [local_state(optimizer, parameter) for parameter in parameters]
     weights = [local(parameter) for parameter in parameters]
     with torch.no_grad():
         if isinstance(optimizer, torch.optim.SGD):
-            return [_sgd(group, *each) for each in zip(weights, states, strict=True)]
-        decoupled = isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
-        return _adam(group, weights, states, None if grads is None else list(map(local, grads)), decoupled)
+            return [sgd_step(group, *each) for each in zip(weights, states, strict=True)]
+        read = None if grads is None else list(map(local, grads))
+        return _adam(group, weights, states, read, is_decoupled(optimizer, group))
 
 
-def _sgd(group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any]) -> Linearised:
+def local_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str, Any]:
+    """What the optimizer holds of a parameter, of sharded tensors this process's part; empty before its first step."""
+    return {n: local(v) if isinstance(v, Tensor) else v for n, v in optimizer.state.get(parameter, {}).items()}
+
+
+def is_decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether Adam's weight decay acts on the weights, as AdamW's does, and not through the gradient."""
+    return isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
+
+
+def sgd_step(group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any]) -> Linearised:
+    """`linearize` of one parameter under SGD."""
     lr, decay, mu = float(group["lr"]), float(group["weight_decay"]), float(group["momentum"])
     buffer = state.get("momentum_buffer")
     fresh = 1.0 if buffer is None else 1.0 - float(group["dampening"])  # torch skips dampening on the first step

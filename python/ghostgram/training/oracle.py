@@ -122,11 +122,43 @@ def _tangent(model: nn.Module, losses: Losses, direction: Direction) -> Tensor:
 
 def _difference(model: nn.Module, losses: Losses, direction: Direction) -> Tensor:
     """(B,) by central differences, at the first step that agrees with its half."""
+    tried = []
+    for relative in STEPS[torch.float32 if any(p.dtype == torch.float32 for p in direction) else torch.float64]:
+        coarse, fine = (central_difference(model, losses, direction, e)[0] for e in (relative, relative / 2))
+        apart, largest = float((coarse - fine).abs().max()), float(fine.abs().max())
+        if apart <= AGREEMENT * largest:
+            return (4 * fine - coarse) / 3
+        tried.append(f"{apart:.2g} of {largest:.2g} at {relative:g} ||w||")
+    raise RuntimeError(
+        f"no difference agrees with that at half its step: they are apart by {', '.join(tried)}; the losses are not "
+        "smooth or not exact enough (16-bit autocast? an operator that gives other bits each time?)"
+    )
+
+
+def central_difference(
+    model: nn.Module, losses: Losses, direction: Direction, relative: float
+) -> tuple[Tensor, Tensor]:
+    """Per-sample losses on both sides of the weights: their slope along a direction, and their mean.
+
+    Args:
+        model: As for `directional_derivatives`.
+        losses: As there.
+        direction: parameter -> D of its shape.
+        relative: The step in units of ||w|| / ||D||, both over the parameters of `direction`. Errors are of its square,
+            and of the losses' rounding over it; nothing checks them here.
+
+    Returns:
+        (B,) `(l(w + e D) - l(w - e D)) / 2 e` and (B,) `(l(w + e D) + l(w - e D)) / 2`, float64 on the CPU.
+
+    Cost:
+        Two forwards and one copy of the moved parameters.
+    """
     weights = [p.detach() for p in direction]
     kept = {p: p.detach().clone() for p in direction}
     along = [d.to(p.dtype) for p, d in direction.items()]
     size, length = (float(gathered(torch._foreach_norm(each)).norm()) for each in (weights, along))
     size = size or 0.02 * math.sqrt(sum(w.numel() for w in weights))  # all zero: as if just initialised
+    step = relative * size / length if length else 0.0
 
     def losses_at(step: float) -> Tensor:
         with _undisturbed(model):
@@ -138,20 +170,8 @@ def _difference(model: nn.Module, losses: Losses, direction: Direction) -> Tenso
             finally:
                 torch._foreach_copy_(weights, list(kept.values()))
 
-    if not length:
-        return torch.zeros_like(losses_at(0.0))
-    tried = []
-    for relative in STEPS[torch.float32 if any(w.dtype == torch.float32 for w in weights) else torch.float64]:
-        step = relative * size / length
-        coarse, fine = ((losses_at(e) - losses_at(-e)) / (2 * e) for e in (step, step / 2))
-        apart, largest = float((coarse - fine).abs().max()), float(fine.abs().max())
-        if apart <= AGREEMENT * largest:
-            return (4 * fine - coarse) / 3
-        tried.append(f"{apart:.2g} of {largest:.2g} at {relative:g} ||w||")
-    raise RuntimeError(
-        f"no difference agrees with that at half its step: they are apart by {', '.join(tried)}; the losses are not "
-        "smooth or not exact enough (16-bit autocast? an operator that gives other bits each time?)"
-    )
+    ahead, behind = losses_at(step), losses_at(-step)
+    return (ahead - behind) / (2 * step or 1.0), (ahead + behind) / 2
 
 
 # What both stand on. -------------------------------------------------------------------------------------------------

@@ -73,6 +73,14 @@ class Ranks:
         """The largest number that any process gives."""
         return float(self._reduced(torch.tensor(number, dtype=torch.float64), dist.ReduceOp.MAX))
 
+    def of_all(self, mine: Any) -> list[Any]:
+        """What every process gives, in their order, on all of them; anything that can be pickled."""
+        if self.size == 1:
+            return [mine]
+        given: list[Any] = [None] * self.size
+        dist.all_gather_object(given, mine, group=self._group)
+        return given
+
     def wait(self) -> None:
         """Returns once all processes have come here."""
         self.largest(0.0)

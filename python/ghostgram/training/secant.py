@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghostgram.taps.sharding import local
-from ghostgram.training.linearize import Linearised, linearize
+from ghostgram.training.linearize import Linearised, is_decoupled, linearize, local_state
 
 
 def secant(
@@ -46,19 +46,17 @@ def secant(
     """
     if isinstance(optimizer, torch.optim.SGD):
         return linearize(optimizer, group, parameters, grads)
-    decoupled = isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
     with torch.no_grad():
         return [
-            _adam(group, local(w), _local_state(optimizer, w), local(grad), decoupled)
+            adam_secant(group, local(w), local_state(optimizer, w), local(grad), is_decoupled(optimizer, group))
             for w, grad in zip(parameters, grads, strict=True)
         ]
 
 
-def _local_state(optimizer: torch.optim.Optimizer, w: Tensor) -> Mapping[str, Any]:
-    return {n: local(v) if isinstance(v, Tensor) else v for n, v in optimizer.state.get(w, {}).items()}
-
-
-def _adam(group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any], grad: Tensor, decoupled: bool) -> Linearised:
+def adam_secant(
+    group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any], grad: Tensor, decoupled: bool
+) -> Linearised:
+    """`secant` of one parameter under Adam: from the tensors of its state, which may be wider than the parameter's."""
     lr, decay, eps = float(group["lr"]), float(group["weight_decay"]), float(group["eps"])
     beta1, beta2 = (float(beta) for beta in group["betas"])
     sign = -1.0 if group["maximize"] else 1.0

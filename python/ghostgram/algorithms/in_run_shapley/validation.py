@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ghostgram.taps.sharding import local
-from ghostgram.training.aside import evaluating
+from ghostgram.training.aside import evaluating, taken_gradients
 from ghostgram.training.ranks import Ranks
 
 Validation = Callable[[nn.Module], Tensor]
@@ -93,7 +92,7 @@ class ValidationSets:
                 loss = _scalar(name, function(model))
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach().double().cpu())
-                gradients.append(self._ranks.averaged(_take(parameters)))
+                gradients.append(self._ranks.averaged(taken_gradients(parameters)))
         return self._ranks.mean(torch.stack(losses)), gradients
 
     def curvature(
@@ -119,14 +118,6 @@ class ValidationSets:
                 gradients.append(self._ranks.averaged({p: g.detach() for p, g in zip(parameters, grads, strict=True)}))
                 products.append([self._ranks.averaged(dict(zip(parameters, each, strict=True))) for each in along])
         return gradients, products
-
-
-def _take(parameters: Sequence[nn.Parameter]) -> Gradient:
-    """The gradients that a backward has left, zero where it has left none."""
-    grads = {p: p.grad for p in parameters}
-    for p in parameters:
-        p.grad = None
-    return {p: torch.zeros_like(local(p)) if g is None else local(g) for p, g in grads.items()}
 
 
 def _differentiated(
