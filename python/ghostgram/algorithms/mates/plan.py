@@ -21,8 +21,8 @@ class Plan:
 
     Attributes:
         table: A pyarrow.Table with a row for each document: order int64 (0, 1, ...), doc_id fixed_size_binary(16),
-            domain string (null for none), n_tokens int64, key float64, and where its scores are: shard int32 (its
-            position in what `select` was given) and row int64.
+            domain string (null for none), n_tokens int64 (null if unknown), key float64, and where its scores are:
+            shard int32 (its position in what `select` was given) and row int64.
         report: What `select` says of it, of numbers, strings, lists and dicts of these.
     """
 
@@ -34,8 +34,8 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Of all documents."""
-        return int(self.table["n_tokens"].to_numpy().sum())
+        """Of all documents, as far as they are known."""
+        return int(self.table["n_tokens"].fill_null(0).to_numpy().sum())
 
     def kept(self, rows: NDArray[np.integer]) -> Plan:
         """The plan of some of its documents, in the order of this plan; `report` becomes `{"kept_of": report}`.

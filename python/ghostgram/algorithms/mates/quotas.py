@@ -78,7 +78,8 @@ def choose(weights: I64, domains: NDArray[np.integer], limits: Bounds) -> Choice
 
     A domain's documents are taken from its best on, none is skipped: the longest beginning that fits its least share,
     then more of it up to its most. Beyond the least shares, the budget ends at the first document that does not fit:
-    going on to shorter ones would favour them.
+    going on to shorter ones would favour them. What a least share lacks goes to the rest; what an exact share lacks
+    stays unused.
 
     Args:
         weights: (n,) tokens of every document, or ones; at least 1.
@@ -97,7 +98,9 @@ def choose(weights: I64, domains: NDArray[np.integer], limits: Bounds) -> Choice
     least = within <= limits.least[domains]
     allowed = ~least & (within <= limits.most[domains])
     beyond = np.cumsum(np.where(allowed, weights, 0))
-    rest = limits.budget - int(weights[least].sum())
+    kept = np.where(limits.least == limits.most, limits.least, 0)  # an exact share is its domain's, filled or not
+    np.maximum.at(kept, domains[least], within[least])
+    rest = limits.budget - int(kept.sum())
     return Choice(least | (allowed & (beyond <= rest)), within, beyond, rest)
 
 

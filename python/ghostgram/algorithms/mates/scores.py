@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ U64 = NDArray[np.uint64]
 Bool = NDArray[np.bool_]
 
 ROWS = 2**18  # in a batch: its columns are some MiB
+UNKNOWN = -1
+"""The number of tokens of a document whose n_tokens is null."""
+
 PREFIX = "z_"
 """What the names of columns of scores begin with; the name of the reference follows."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents of one shard; a column that was not asked for is empty."""
+    """Documents of one shard; a column that was not asked for is empty, a number of tokens may be `UNKNOWN`."""
 
     shard: int
     rows: I64  # in the shard
@@ -40,10 +44,11 @@ class Scores:
     """Score shards with the columns doc_id, n_tokens, domain, z_<reference> and, if asked for, one of clusters.
 
     Args:
-        shards: Tables or record batches of pyarrow, or paths of parquet files.
+        shards: Tables or record batches of pyarrow, or paths or URIs of parquet files.
         combine: How several references become one score, see `select`.
         one_per: The name of the column of clusters, if any.
         spent: Documents to pass over. Those without a token are passed over too: there is nothing to train on.
+        counted: Whether every document must have its number of tokens.
 
     Raises:
         ValueError: Columns are missing or of another type than expected, differ between shards, or a file comes twice.
@@ -55,15 +60,16 @@ class Scores:
         combine: str | Mapping[str, float],
         one_per: str | None,
         spent: id_sets.IdSet | None,
+        counted: bool,
     ):
         self._shards: list[Any] = [shards] if isinstance(shards, (str, Path)) else list(shards)
-        self._one_per, self._spent = one_per, spent
+        self._one_per, self._spent, self._counted = one_per, spent, counted
         self._codes: dict[str, int] = {}
         self._columns: list[str] = []
         self._empty = False  # whether documents without tokens were met, so that every pass must look for them
-        seen: dict[Path, int] = {}
+        seen: dict[str, int] = {}
         for number, shard in enumerate(self._shards):
-            if isinstance(shard, (str, Path)) and (first := seen.setdefault(Path(shard).resolve(), number)) != number:
+            if isinstance(shard, (str, Path)) and (first := seen.setdefault(str(shard), number)) != number:
                 raise ValueError(f"scores: expected every file once, got {shard} as shards {first} and {number}")
             self._check(number)
         self._weights, self._least = _combination(self._columns, combine)
@@ -84,7 +90,7 @@ class Scores:
         """Eligible documents, in the order of shards and rows, with the `wanted` fields of `Batch`.
 
         Raises:
-            ValueError: A score is not finite, or an id or a number of tokens is missing or negative.
+            ValueError: A score is not finite, or an id or a needed number of tokens is missing, or one is negative.
         """
         for number in range(len(self._shards)):
             start = 0
@@ -104,7 +110,11 @@ class Scores:
         shard = self._shards[number]
         if not isinstance(shard, (str, Path, pa.Table, pa.RecordBatch)):
             raise TypeError(f"scores: expected paths or tables of pyarrow, got {type(shard).__name__} at {number}")
-        schema = pq.read_schema(shard) if isinstance(shard, (str, Path)) else shard.schema
+        if isinstance(shard, (str, Path)):
+            with _opened(shard) as source:
+                schema = pq.read_schema(source)
+        else:
+            schema = shard.schema
         where = self.name(number)
         for column in ("doc_id", "n_tokens", *([self._one_per] if self._one_per else [])):
             if column not in schema.names:
@@ -136,7 +146,8 @@ class Scores:
         columns |= ({"doc_id"} if self._spent else set()) | ({"n_tokens"} if self._empty else set())
         shard = self._shards[number]
         if isinstance(shard, (str, Path)):
-            with pq.ParquetFile(shard, read_dictionary=["domain"]) as file:
+            with _opened(shard) as source:
+                file = pq.ParquetFile(source, read_dictionary=["domain"])
                 held = [name for name in file.schema_arrow.names if name in columns]
                 yield from file.iter_batches(ROWS, columns=held)
         else:
@@ -150,7 +161,7 @@ class Scores:
         scores = self._combined(number, start, records) if "scores" in wanted else np.empty(0)
         domains = self._encode(records) if "domains" in wanted else np.empty(0, np.int32)
         clusters = records[self._one_per] if "clusters" in wanted and self._one_per else None
-        keep = tokens > 0 if self._empty else np.ones(len(records), bool)
+        keep = tokens != 0 if self._empty else np.ones(len(records), bool)
         if self._spent:
             keep &= ~self._spent.has(ids)
         if not keep.all():
@@ -177,14 +188,16 @@ class Scores:
 
     def _tokens(self, number: int, start: int, records: Any) -> I64:
         held = records["n_tokens"]
-        if held.null_count:
+        if held.null_count and self._counted:
             raise ValueError(f"n_tokens: expected numbers, got {held.null_count} nulls in {self.name(number)}")
-        tokens: I64 = held.to_numpy(zero_copy_only=False).astype(np.int64)
+        tokens: I64 = held.fill_null(1).to_numpy(zero_copy_only=False).astype(np.int64)
         least = int(tokens.min(initial=1))
         if least < 0:
             row = start + int(np.argmin(tokens))
             raise ValueError(f"n_tokens: expected at least 0, got {least} at row {row} of {self.name(number)}")
         self._empty |= least == 0
+        if held.null_count:
+            tokens = np.where(held.is_null().to_numpy(zero_copy_only=False), UNKNOWN, tokens)
         return tokens
 
     def _encode(self, records: Any) -> I32:
@@ -202,6 +215,19 @@ class Scores:
         codes[used] = [self._codes.setdefault(names[index], len(self._codes)) for index in used]
         of_rows: I32 = codes[indices]
         return of_rows
+
+
+def _opened(shard: str | Path) -> AbstractContextManager[Any]:
+    """What pyarrow reads: a local file by its memory map, which brings in what is read and no more."""
+    if "://" in str(shard):
+        import fsspec
+
+        opened: AbstractContextManager[Any] = fsspec.open(str(shard), "rb")
+        return opened
+    import pyarrow as pa
+
+    mapped: AbstractContextManager[Any] = pa.memory_map(str(shard))
+    return mapped
 
 
 def _where(mask: Bool, held: NDArray[Any]) -> NDArray[Any]:

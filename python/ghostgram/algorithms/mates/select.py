@@ -17,7 +17,7 @@ from ghostgram.algorithms.mates.candidates import NOISE, Candidates, Drawn, Keys
 from ghostgram.algorithms.mates.ledger import Ledger
 from ghostgram.algorithms.mates.plan import Plan
 from ghostgram.algorithms.mates.quotas import Bounds, Quotas, bounds, choose, may_follow
-from ghostgram.algorithms.mates.scores import Scores
+from ghostgram.algorithms.mates.scores import UNKNOWN, Scores
 from ghostgram.algorithms.mates.survey import STANDARDISE, Survey, survey
 
 I64 = NDArray[np.int64]
@@ -49,10 +49,10 @@ def select(
     apart. The training order comes from a stream of its own, never from the key.
 
     Args:
-        scores: Score shards: paths of parquet files, tables or record batches of pyarrow, with the columns doc_id
-            fixed_size_binary(16), n_tokens (integers), z_<reference> (floats, higher is better) and, if there are
-            domains, domain (string). Read three times, or more often where it cannot be known beforehand how many
-            documents a budget holds.
+        scores: Score shards: paths of parquet files (or URIs that fsspec knows), tables or record batches of pyarrow,
+            with the columns doc_id fixed_size_binary(16), n_tokens (integers, null where unknown), z_<reference>
+            (floats, higher is better) and, if there are domains, domain (string). Read three times, or more often where
+            it cannot be known beforehand how many documents a budget holds.
         tokens: The budget: the longest beginning, by falling key, of no more tokens. None is skipped to fill it up.
         docs: Or this many documents.
         ratio: Or this share of the eligible ones, from 0 to 1, rounded down.
@@ -88,7 +88,7 @@ def select(
     """
     _check_options(tokens, docs, ratio, temperature, seed, stage, standardise, noise)
     spent = ledger.spent(stage) if ledger else None
-    pool = Scores(scores, combine, one_per, spent)
+    pool = Scores(scores, combine, one_per, spent, counted=tokens is not None)
     seen = survey(pool, standardise)
     limits = bounds(quotas, seen.domains, _budget(tokens, docs, ratio, int(seen.rows.sum())))
     keys = Keys(float(temperature), noise, streams.stream(seed, stage, "gumbel"))
@@ -187,7 +187,7 @@ def _table(chosen: Candidates, seen: Survey) -> Any:
             "order": pa.array(np.arange(len(chosen.keys)), pa.int64()),
             "doc_id": id_sets.binary(chosen.ids),
             "domain": names.take(pa.array(chosen.domains)),
-            "n_tokens": pa.array(chosen.tokens),
+            "n_tokens": pa.array(chosen.tokens, mask=chosen.tokens == UNKNOWN),
             "key": pa.array(chosen.keys),
             "shard": pa.array(chosen.shards.astype(np.int32)),
             "row": pa.array(chosen.rows),
@@ -200,7 +200,7 @@ def _report(
 ) -> dict[str, Any]:
     n, domains = len(chosen.keys), len(seen.domains)
     docs = np.bincount(chosen.domains, minlength=domains)
-    tokens = np.bincount(chosen.domains, chosen.tokens, minlength=domains).astype(np.int64)
+    tokens = np.bincount(chosen.domains, np.maximum(chosen.tokens, 0), minlength=domains).astype(np.int64)
     used = tokens if in_tokens else docs
     std = seen.pool.std
     best = id_sets.Lookup(drawn.by_score[:n]).find(np.ascontiguousarray(chosen.ids[:, 0]))[0]
@@ -227,7 +227,7 @@ def _report(
         "share_of_tokens": int(tokens.sum()) / pool_tokens if pool_tokens else 0.0,
         "score_mean": seen.pool.mean,
         "score_std": std,
-        "mean_z": float(((chosen.scores - seen.pool.mean) / (std or 1.0)).mean()) if n else 0.0,
+        "mean_z": float(((chosen.scores - seen.pool.mean) / std).mean()) if n and std else 0.0,
         "effective_temperature": temperature / (std or 1.0) if options["standardise"] == "none" else temperature,
         "overlap_with_best": len(best) / n if n else 0.0,
         "repeats": int(chosen.repeats.sum()),

@@ -22,7 +22,7 @@ class Survey:
 
     domains: list[str]
     rows: I64
-    tokens: I64
+    tokens: I64  # as far as they are known
     pool: ExactSums
     means: F64  # what z = (score - mean) / std takes, by domain
     stds: F64
@@ -49,7 +49,7 @@ def survey(pool: Scores, standardise: str) -> Survey:
         rows, tokens = (np.pad(held, (0, known - len(held))) for held in (rows, tokens))
         sums += [ExactSums() for _ in range(known - len(sums))]
         rows += np.bincount(batch.domains, minlength=known)
-        tokens += np.bincount(batch.domains, batch.tokens, minlength=known).astype(np.int64)
+        tokens += np.bincount(batch.domains, np.maximum(batch.tokens, 0), minlength=known).astype(np.int64)
         if standardise == "domain":
             add_by_group(sums, batch.scores, batch.domains)
         elif known:
