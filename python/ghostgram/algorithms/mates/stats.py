@@ -162,8 +162,9 @@ def _centred(values: F64) -> F64:
     """Without its mean, and scaled to a largest size of 1, so that no square leaves the range of float64."""
     if values.min() == values.max():  # whose mean may be off by a rounding
         return np.zeros_like(values)
-    apart: F64 = values - values.mean()
-    return apart / np.abs(apart).max()
+    apart = values - values.mean()
+    scaled: F64 = apart / np.abs(apart).max()
+    return scaled
 
 
 def _codes(values: F64) -> I64:
