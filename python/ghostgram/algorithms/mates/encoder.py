@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -16,13 +17,37 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ghostgram.algorithms.mates.finetune import Recipe, Training, run
-from ghostgram.algorithms.mates.pooling import Document, Pooled, tokenised
+from ghostgram.algorithms.mates.pooling import Document, Pooled, tokenised, zero_head
 from ghostgram.algorithms.mates.targets import Job
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 _OF_THE_FILE = {"transformers_version", "dtype", "torch_dtype", "architectures"}  # not of what the model computes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars, and no warning that a pooler, which none of ours has, is not in the file."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _loaded(name: str | Path) -> nn.Module:
+    from transformers import AutoModel
+
+    with torch.random.fork_rng([]):  # numbers are drawn for weights that are not in the file
+        model: nn.Module = AutoModel.from_pretrained(name).float()
+    return model
 
 
 class HFEncoder:
@@ -130,11 +155,12 @@ class HFEncoder:
         """With head r predicting `scale_r * (old head heads[r]) + offset_r`; a new head, which says 0, where None."""
         rebased, net = copy.copy(self), copy.deepcopy(self._fitted())
         rebased.net, old = net, net.head
-        net.head = nn.Linear(old.in_features, len(heads)).to(old.weight)
+        net.head = zero_head(old.in_features, len(heads)).to(old.weight)
         with torch.no_grad():
             for r, head in enumerate(heads):
-                net.head.weight[r] = 0.0 if head is None else old.weight[head] * float(scale[r])
-                net.head.bias[r] = 0.0 if head is None else old.bias[head] * float(scale[r]) + float(offset[r])
+                if head is not None:
+                    net.head.weight[r] = old.weight[head] * float(scale[r])
+                    net.head.bias[r] = old.bias[head] * float(scale[r]) + float(offset[r])
         return rebased
 
     def settings(self) -> dict[str, Any]:
@@ -158,17 +184,19 @@ class HFEncoder:
     def save(self, folder: Path) -> None:
         """Writes encoder and tokenizer as transformers does, and the head."""
         net = self._fitted()
-        net.encoder.save_pretrained(folder / "encoder")
+        with _quiet():
+            net.encoder.save_pretrained(folder / "encoder")
         self.tokenizer.save_pretrained(folder / "encoder")
         torch.save(net.head.state_dict(), folder / "head.pt")
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> HFEncoder:
         """Reads what `save` wrote."""
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
-        encoder = AutoModel.from_pretrained(folder / "encoder").float()
+        with _quiet():
+            encoder = _loaded(folder / "encoder")
         name, rest = settings["model"], {key: value for key, value in settings.items() if key != "model"}
         loaded = cls(name or encoder, tokenizer, **rest)
         head = torch.load(folder / "head.pt", map_location="cpu", weights_only=True)
@@ -185,10 +213,7 @@ class HFEncoder:
             return copy.deepcopy(self.model).float()
         if self.name is None:
             raise ValueError("encoder: expected one with a name or a model to start cold from, got a loaded one")
-        from transformers import AutoModel
-
-        model: nn.Module = AutoModel.from_pretrained(self.name).float()
-        return model
+        return _loaded(self.name)
 
     def _fitted(self) -> Pooled:
         if self.net is None:

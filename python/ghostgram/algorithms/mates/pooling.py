@@ -82,6 +82,14 @@ def padded(documents: Sequence[Document], device: torch.device) -> Chunks:
     )
 
 
+def zero_head(width: int, heads: int) -> nn.Linear:
+    """A head that says 0, the mean of the labels: the best that is known before the first step. It draws no numbers."""
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, width, heads)  # type: ignore[no-untyped-call]
+    for p in head.parameters():
+        nn.init.zeros_(p)
+    return head
+
+
 class Pooled(nn.Module):
     """`head(dropout(mean of the encoder's last states over the real tokens of all chunks))`."""
 
@@ -90,10 +98,10 @@ class Pooled(nn.Module):
     def __init__(self, encoder: nn.Module, heads: int, dropout: float) -> None:
         super().__init__()
         self.encoder = encoder
+        if getattr(encoder, "pooler", None) is not None:
+            self.encoder.pooler = None  # of the first token alone: nothing here asks for it
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(self.encoder.config.hidden_size, heads)
-        nn.init.zeros_(self.head.weight)  # the mean of the labels: the best that is known before the first step
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_head(self.encoder.config.hidden_size, heads)
 
     def embed(self, chunks: Chunks) -> Tensor:
         """(D, d) float32 means; 0 for a document without tokens."""
