@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ShapleyResult,
         in_run_shapley,
     )
+    from ghostgram.algorithms.mates import mates
 
 __version__ = version("ghostgram")
 
@@ -33,6 +34,7 @@ _METHODS = {
     "RotatingPool": "in_run_shapley",
     "ShapleyResult": "in_run_shapley",
     "in_run_shapley": "in_run_shapley",
+    "mates": "mates",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "grad_stats",
     "gumbel_topk",
     "in_run_shapley",
+    "mates",
     "softmax_stats",
     "trajectory_match",
     "trajectory_match_grad",

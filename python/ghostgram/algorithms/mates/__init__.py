@@ -1,1 +1,31 @@
 """MATES (arXiv 2406.06046): the model being trained chooses its next data."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ghostgram.algorithms.mates.dataset import PlanDataset
+    from ghostgram.algorithms.mates.loop import StageLoop
+    from ghostgram.algorithms.mates.pool import Pool
+    from ghostgram.algorithms.mates.reference import Reference
+    from ghostgram.algorithms.mates.run import Selection, mates
+    from ghostgram.algorithms.mates.task import Task
+
+# Labels and training need torch; pools, scores and selection do not.
+_HOMES = {
+    "PlanDataset": "dataset",
+    "Pool": "pool",
+    "Reference": "reference",
+    "Selection": "run",
+    "StageLoop": "loop",
+    "Task": "task",
+    "mates": "run",
+}
+
+__all__ = ["PlanDataset", "Pool", "Reference", "Selection", "StageLoop", "Task", "mates"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ghostgram.algorithms.mates' has no attribute {name!r}")
+    return getattr(import_module(f"ghostgram.algorithms.mates.{_HOMES[name]}"), name)

@@ -85,7 +85,7 @@ class PlanDataset(IterableDataset[Any]):
 
     def state_dict(self, documents: int) -> dict[str, Any]:
         """What to go on from when so many documents have been trained on; what was read ahead is read again."""
-        return {"plans": [each for each in self._plans if each[1] <= documents], "read": documents}
+        return {"plans": list(self._plans), "read": documents}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
@@ -98,7 +98,8 @@ class PlanDataset(IterableDataset[Any]):
         while True:
             if not self._plans:
                 raise PlanExhausted("a PlanDataset was read before it was given a plan: call switch first")
-            stage, start, path = self._plans[-1]
+            # Read again after a checkpoint, documents that had been read ahead come before the last plan's.
+            stage, start, path = next(plan for plan in reversed(self._plans) if plan[1] <= self._read)
             if path != current:
                 current, table = path, _mapped(path)
             assert table is not None

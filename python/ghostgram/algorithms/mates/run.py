@@ -213,7 +213,10 @@ def _fit(
             reliability=(labels.manifest.get("audit") or {}).get("reliability"),
         )  # fmt: skip
         model.save(home)
-        made.complete(digest=model.digest, spearman={head.reference: head.spearman for head in model.report.heads})
+        agreement = {
+            head.reference: head.spearman if head.spearman == head.spearman else None for head in model.report.heads
+        }
+        made.complete(digest=model.digest, spearman=agreement)
         shutil.rmtree(Path(made.folder, "unfinished"), ignore_errors=True)
     model = influence.load(home)
     made.require(**made_from, digest=model.digest)
