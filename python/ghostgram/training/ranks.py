@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ghostgram.taps.sharding import is_sharded, local
+
+T = TypeVar("T")
 
 BUCKET = 1 << 24
 """Elements of gradients that are averaged by one message."""
@@ -137,6 +139,19 @@ class Ranks:
     def _reshard(self) -> None:
         for module in self._sharding:
             module.reshard()
+
+
+def led(work: Callable[[], T]) -> T:
+    """What all processes need and one has to do: the first one does it, then the others, who find it done.
+
+    Files are the way in which it is found, so that nothing has to be sent; where there is one process, it does it.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return work()
+    if dist.get_rank() == 0:
+        made = work()
+    dist.barrier()
+    return made if dist.get_rank() == 0 else work()
 
 
 def _check_wrapper(model: nn.Module) -> None:

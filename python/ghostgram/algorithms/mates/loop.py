@@ -22,6 +22,7 @@ from ghostgram.algorithms.mates.run import PLAN, Selection, drift_of, mates
 from ghostgram.algorithms.mates.select import select
 from ghostgram.algorithms.mates.store import Stage
 from ghostgram.algorithms.mates.task import Task
+from ghostgram.training.ranks import led
 
 OF_THE_DRAW = ("tokens", "docs", "ratio", "quotas", "one_per", "seed", "reuse")
 """What a plan of random documents has in common with the selected ones."""
@@ -102,7 +103,7 @@ class StageLoop:
     def begin(self) -> None:
         """Gives the data its first plan, of random documents, unless a checkpoint has been loaded."""
         if not self.data.has_plan:
-            made = self._random()
+            made = led(self._random)
             self._follow(Plan(made.read(), made.require()["report"]), made.folder)
 
     def step_done(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Selection | None:
@@ -159,14 +160,16 @@ class StageLoop:
         self.data.load_state_dict(state["data"])
 
     def _consume(self, step: int) -> None:
-        for stage, documents in self.data.position(step * self.documents_per_step).items():
+        led(lambda: self._enter(self.data.position(step * self.documents_per_step)))
+
+    def _enter(self, trained_on: Mapping[int, int]) -> None:
+        for stage, documents in trained_on.items():
             self.ledger.consume(stage, documents)
 
     def _follow(self, plan: Plan, folder: str) -> None:
         """Makes training read a plan."""
         texts = Path(folder, TEXTS)
-        if not texts.exists():
-            write_texts(plan, self.pool, texts)
+        led(lambda: None if texts.exists() else write_texts(plan, self.pool, texts))
         self.data.switch(self.stage, texts)
 
     def _random(self) -> Stage:

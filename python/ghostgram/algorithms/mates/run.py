@@ -93,7 +93,8 @@ def mates(
     pool and settings, after a kill at any moment, this goes on where it was, and what is complete is read, not redone.
 
     Args:
-        model: The model as it is trained; a process of several passes its wrapper (see `label`).
+        model: The model as it is trained, wrapper included. Of several processes all call this alike: they share the
+            labels, and the first one fits, scores and selects while the others wait.
         optimizer: Its optimizer, with the state of its last step.
         pool: The documents to choose from.
         references: What the model shall get better at.
@@ -141,6 +142,7 @@ def mates(
     """
     from ghostgram.algorithms.mates.labels import label, label_key
     from ghostgram.algorithms.mates.reference import Reference
+    from ghostgram.training.ranks import led
 
     run = Path(run)
     wanted = [references] if isinstance(references, Reference) else list(references)
@@ -154,16 +156,15 @@ def mates(
     if previous is not None and kept:
         fitted, scorer = [], previous
     else:
-        made, scorer = _fit(run, stage, told, documents, encoder, previous, seed, progress)
+        made, scorer = led(lambda: _fit(run, stage, told, documents, encoder, previous, seed, progress))
         fitted = [made]
 
-    scored = score(pool, scorer, run, influence.load, stage=stage, engine=engine, workers=workers, gpus=gpus)
-    ledger = Ledger(run / "ledger", reuse)
+    scored = led(
+        lambda: score(pool, scorer, run, influence.load, stage=stage, engine=engine, workers=workers, gpus=gpus)
+    )
     draw = {"tokens": tokens, "docs": docs, "ratio": ratio, "temperature": temperature, "quotas": quotas,
             "one_per": one_per, "combine": {r.name: r.weight for r in wanted}, "seed": seed}  # fmt: skip
-    chosen = _select(run, stage, scored, ledger, draw)
-    plan = Plan(chosen.read(), chosen.require()["report"])
-    ledger.plan(plan, stage)
+    chosen, plan = led(lambda: _select(run, stage, scored, Ledger(run / "ledger", reuse), draw))
     folders = {made.kind: made.folder for made in (labelled, *fitted, scored, chosen)}
     return Selection(stage, plan, scorer, told, drift, folders)
 
@@ -223,8 +224,8 @@ def _fit(
     return made, model
 
 
-def _select(run: Path, number: int, scored: Stage, ledger: Ledger, draw: dict[str, Any]) -> Stage:
-    """The "select" stage: one part, the plan."""
+def _select(run: Path, number: int, scored: Stage, ledger: Ledger, draw: dict[str, Any]) -> tuple[Stage, Plan]:
+    """The "select" stage: one part, the plan, which the ledger hears of."""
     config = {**draw, "reuse": ledger.reuse, "consumed": [ledger.consumed(before) for before in range(number)]}
     made = Stage(run, number, "select", content_key("select", config, {"scores": scored.require()["logical"]}))
     if not made.is_complete:
@@ -232,4 +233,6 @@ def _select(run: Path, number: int, scored: Stage, ledger: Ledger, draw: dict[st
         plan = select(scored.paths(), **draw, stage=number, ledger=ledger)
         made.commit(PLAN, plan.table)
         made.complete(report=plan.report)
-    return made
+    plan = Plan(made.read(), made.require()["report"])
+    ledger.plan(plan, number)
+    return made, plan
