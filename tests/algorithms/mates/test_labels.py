@@ -87,6 +87,7 @@ def test_what_is_committed_is_not_done_again(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
     assert cut.names() == ["000000", "000001"]
+    assert cut.read(["doc_id"])["doc_id"].to_pylist() == pool()["doc_id"].to_pylist()[:8]
     assert not cut.is_complete
     monkeypatch.setattr(
         ExactLabels, "influence", lambda self, *given: (probed.append(len(given[0])), influence(self, *given))[1]
