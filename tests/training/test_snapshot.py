@@ -120,3 +120,41 @@ def test_digests_tell_names_types_shapes_and_bytes_apart():
     assert len({tensors_digest(each) for each in tensors}) == len(tensors)
     assert tensors_digest({"a": x, "b": x + 1}) == tensors_digest({"b": x + 1, "a": x.clone()})
     assert tensors_digest({"a": x.view(2, 3).T}) == tensors_digest({"a": x.view(2, 3).T.contiguous()})
+
+
+class Quantised(torch.Tensor):
+    """A tensor of codes and a scale, of which no operator knows."""
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes, scale):
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self):
+        return ["codes", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts, context, size, stride):
+        return Quantised(**parts)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise AssertionError(f"{function} is not needed for this")
+
+
+def test_tensors_made_of_others_are_kept_part_by_part():
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    moment = Quantised(torch.arange(4, dtype=torch.int8), torch.ones(()))
+    optimizer.state[model.up.bias] = {"moment": moment}
+    snapshot = Snapshot(model, optimizer)
+    moment.codes[2] = 7
+    moment.scale += 1
+    with pytest.raises(RuntimeError, match=r"up\.bias\.moment\.codes, optimizer\.up\.bias\.moment\.scale$"):
+        snapshot.check()
+    snapshot.restore()
+    assert optimizer.state[model.up.bias]["moment"] is moment
+    assert (moment.codes.tolist(), moment.scale.item()) == ([0, 1, 2, 3], 1.0)
+    snapshot.check()

@@ -1,5 +1,7 @@
 """What two processes that share a model find, for comparison with one that has it alone."""
 
+import pyarrow as pa
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
@@ -9,7 +11,10 @@ from algorithms.mates.models import TASK, bytes_of, documents, reference, traine
 from algorithms.mates.test_adapters import saved
 from ghostgram.algorithms.mates.adapters import load_sharded
 from ghostgram.algorithms.mates.exact import ExactLabels
+from ghostgram.algorithms.mates.identity import doc_id
+from ghostgram.algorithms.mates.labels import label
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.store import Stage
 from ghostgram.taps.sharding import local, whole
 
 
@@ -47,6 +52,14 @@ def alone():
     return found(*trained(grouped=True, weight_decay=0.1), *bytes_of(documents(5, 20)))
 
 
+def labelled(model, optimizer, stage=None):
+    texts = documents(9, 21)
+    given = pa.table({"doc_id": pa.array([doc_id(text) for text in texts], pa.binary(16)), "text": texts})
+    return label(
+        model, optimizer, given, [reference()], TASK, backend="exact", clip=0.8, stage=stage, chunk=2, progress=False
+    )
+
+
 def sharded(rank, folder):
     """A checkpoint of one process, loaded into a model that both share, labelled there, and saved again."""
     model, _ = trained(steps=0)
@@ -59,16 +72,25 @@ def sharded(rank, folder):
     load_sharded(model, optimizer, folder / "whole")
     assert any(local(p).numel() < p.numel() for p in parameters)
     results = found(model, optimizer, *bytes_of(documents(5, 20)))
+    results["labels"] = labelled(model, optimizer, Stage(folder / "sharded", 1, "label", "key")).table
+    results["labels without a stage"] = labelled(model, optimizer).table
     saved(model, optimizer, folder / "parts")
     return results
 
 
 def replicated(rank, folder):
-    """Each process labels its own documents."""
+    """Each process labels its own documents, and they share those of a stage."""
     model, optimizer = trained(grouped=True, weight_decay=0.1)
+    model = DistributedDataParallel(model)
     ids, mask = bytes_of(documents(5, 20))
     mine = slice(0, 3) if rank == 0 else slice(3, 5)
-    return found(DistributedDataParallel(model), optimizer, ids[mine], mask[mine])
+    results = found(model, optimizer, ids[mine], mask[mine])
+    stage = Stage(folder / "replicated", 1, "label", "key")
+    results["labels"] = labelled(model, optimizer, stage).table
+    results["again"] = labelled(model, optimizer, stage).table
+    with pytest.raises(ValueError, match="stage: expected one"):
+        labelled(model, optimizer)
+    return results
 
 
 def both(rank, folder):

@@ -41,6 +41,18 @@ def test_replicas_label_documents_of_their_own(ranks):
     assert all(close(torch.cat(columns), true) for *columns, true in zip(*parts, truth, strict=True))
 
 
+@pytest.mark.parametrize(("how", "names"), [
+    ("replicated", ["labels", "again"]), ("sharded", ["labels", "labels without a stage"]),
+])  # fmt: skip
+def test_a_stage_of_two_processes_is_that_of_one(ranks, how, names):
+    truth = sharded.labelled(*trained(grouped=True, weight_decay=0.1)).table
+    for table in (each[how][name] for each in ranks[1] for name in names):
+        assert table.column_names == truth.column_names
+        for name in table.column_names:
+            one, other = table[name].to_pylist(), truth[name].to_pylist()
+            assert one == (pytest.approx(other, rel=1e-6) if isinstance(other[0], float) else other)
+
+
 def test_what_two_processes_saved_one_can_load(ranks):
     model, optimizer = fresh()
     load_sharded(model, optimizer, ranks[0] / "parts")

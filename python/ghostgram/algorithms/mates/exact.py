@@ -29,7 +29,7 @@ class ExactLabels:
     optimizer's hooks run as they do in training; what they keep elsewhere is not put back.
 
     Any optimizer will do. Under DistributedDataParallel each process takes its own documents; under `fully_shard` all
-    take the same ones together.
+    take the same ones together, and share the references' examples.
 
     Args:
         model: The model that is probed, without DistributedDataParallel's wrapper.
@@ -63,6 +63,7 @@ class ExactLabels:
         self.model, self.view, self.references, self.task = model, view, list(references), task
         self.train_mode, self.batch = train_mode, batch
         self._parameters = list(view.names)
+        self._shares = [self._share(r) for r in self.references]
         self._snapshot: Snapshot | None = None
         self._base: list[Tensor] = []
 
@@ -166,7 +167,26 @@ class ExactLabels:
     def _sums(self) -> list[Tensor]:
         """Every reference's losses by example, at the weights as they are."""
         with self.view.ranks.aside():
-            return [r.sums(self.model, self.task, self.batch) for r in self.references]
+            sums = [share.sums(self.model, self.task, self.batch) for share in self._shares]
+        if not self.view.ranks.sharded:
+            return sums
+        return [self._joined(r, each) for r, each in zip(self.references, sums, strict=True)]
+
+    def _share(self, reference: Reference) -> Reference:
+        """The examples that this process reads: every one's turn, as many on each, the first ones again if need be."""
+        ranks = self.view.ranks
+        if not ranks.sharded:
+            return reference
+        turns = torch.arange(ranks.rank, ranks.rank + len(reference.ids) + -len(reference.ids) % ranks.size, ranks.size)
+        mine = turns % len(reference.ids)
+        return Reference(reference.name, reference.ids[mine], reference.mask[mine])
+
+    def _joined(self, reference: Reference, sums: Tensor) -> Tensor:
+        """Every example's loss, from what each process has read."""
+        ranks, examples = self.view.ranks, len(reference.ids)
+        every = torch.zeros(len(sums) * ranks.size, dtype=torch.float64)
+        every[ranks.rank :: ranks.size] = sums
+        return ranks.over_samples(every)[:examples]
 
     def _means(self, sums: list[Tensor]) -> Tensor:
         pairs = zip(self.references, sums, strict=True)

@@ -1,0 +1,207 @@
+"""The label stage: every document once, wherever it was interrupted, and never of another model or other documents."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from algorithms.mates.models import TASK, bits, bytes_of, documents, reference, same_bits, trained
+from ghostgram.algorithms.mates.exact import ExactLabels
+from ghostgram.algorithms.mates.identity import doc_id
+from ghostgram.algorithms.mates.labels import label, label_key
+from ghostgram.algorithms.mates.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.store import Stage, StoreError
+from ghostgram.algorithms.mates.task import Task
+
+REFERENCES = [reference(6), reference(3, 2, "other")]
+
+
+def pool(count=20, seed=30):
+    texts = documents(count, seed)
+    return pa.table({"doc_id": pa.array([doc_id(text) for text in texts], pa.binary(16)), "text": texts})
+
+
+def exact_labels(model, optimizer, documents_, **options):
+    return label(model, optimizer, documents_, REFERENCES, TASK, backend="exact", clip=1.0, progress=False, **options)
+
+
+def test_exact_labels_of_all_documents():
+    model, optimizer = trained(weight_decay=0.1)
+    before, given = bits(model, optimizer), pool()
+    labels = exact_labels(model, optimizer, given, chunk=8)
+    assert same_bits(bits(model, optimizer), before)
+    backend = ExactLabels(model, OptimizerView(model, optimizer, clip=1.0), REFERENCES, TASK)
+    backend.prepare()
+    truth = backend.influence(*bytes_of(given["text"].to_pylist()))
+    table = labels.table
+    assert labels.references == ["kept", "other"]
+    assert labels.ids == given["doc_id"].to_pylist()
+    assert np.array_equal(labels.influence, truth.values.numpy().astype(np.float32))
+    for name, values in (("grad_norm", truth.norms), ("clip", truth.clip), ("own_loss", truth.own_loss)):
+        assert np.array_equal(table[name].to_numpy(), values.numpy().astype(np.float32))
+    assert table["length"].to_pylist() == [len(text) for text in given["text"].to_pylist()]
+    assert set(table["start"].to_pylist()) == {0}
+    assert set(table["backend"].to_pylist()) == {"exact"}
+    manifest = labels.manifest
+    assert manifest["sign"] == "influence, higher is better"
+    assert manifest["unit"] == "nats per reference token"
+    assert manifest["base_loss"] == {r.name: r.loss(model, TASK) for r in REFERENCES}
+    assert manifest["null_gain"]["kept"] == pytest.approx(backend.null_gain[0].item(), abs=1e-14)
+    assert manifest["flops"] == {"exact": sum(backend.flops(len(text)) for text in given["text"].to_pylist())}
+
+
+def stage(folder, **changes):
+    model, optimizer = trained(weight_decay=0.1)
+    key = label_key(
+        model, optimizer, pool(), REFERENCES, TASK, **{"backend": "exact", "clip": 1.0, "chunk": 4} | changes
+    )
+    return Stage(folder, 1, "label", key)
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()
+    }
+
+
+def test_what_is_committed_is_not_done_again(tmp_path, monkeypatch):
+    model, optimizer = trained(weight_decay=0.1)
+    whole = exact_labels(model, optimizer, pool(), chunk=4, stage=stage(tmp_path / "whole"))
+    probed = []
+    influence = ExactLabels.influence
+
+    def counted(self, ids, mask):
+        if len(probed) == 2:
+            raise KeyboardInterrupt
+        probed.append(len(ids))
+        return influence(self, ids, mask)
+
+    monkeypatch.setattr(ExactLabels, "influence", counted)
+    cut = stage(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+    assert cut.names() == ["000000", "000001"]
+    assert cut.read(["doc_id"])["doc_id"].to_pylist() == pool()["doc_id"].to_pylist()[:8]
+    assert not cut.is_complete
+    monkeypatch.setattr(
+        ExactLabels, "influence", lambda self, *given: (probed.append(len(given[0])), influence(self, *given))[1]
+    )
+    resumed = exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+    assert probed == [4] * 5
+    assert resumed.table.equals(whole.table)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    again = exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+    assert probed == [4] * 5
+    assert again.table.equals(whole.table)
+    assert again.manifest == whole.manifest
+
+
+def test_a_damaged_chunk_is_done_again(tmp_path, monkeypatch):
+    model, optimizer = trained(weight_decay=0.1)
+    cut = stage(tmp_path)
+    whole = exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+    folder = Path(cut.folder)
+    part = folder / "part-000002.parquet"
+    part.write_bytes(part.read_bytes()[:-7])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["state"] == "complete"
+    with pytest.raises(StoreError, match="expected"):  # complete, and no longer what it says
+        exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+    (folder / "manifest.json").unlink()
+    assert exact_labels(model, optimizer, pool(), chunk=4, stage=cut).table.equals(whole.table)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ("weights", "labels of other inputs, checkpoint differing"),
+    ("moment", "labels of other inputs, checkpoint differing"),
+    ("text", "labels of other inputs, documents, task differing"),
+    ("tokens", "labels of other inputs, task differing"),
+    ("reference", "labels of other inputs, reference.kept differing"),
+    ("clip", "labels of other settings, clip differing"),
+    ("rate", "labels of other settings, lrs differing"),
+])  # fmt: skip
+def test_labels_of_something_else_are_refused(change, message, tmp_path):
+    model, optimizer = trained(weight_decay=0.1)
+    held, given, references, task = stage(tmp_path), pool(), list(REFERENCES), TASK
+    options = {"backend": "exact", "clip": 1.0, "progress": False, "stage": held}
+    label(model, optimizer, given, references, task, **options)
+    if change == "weights":
+        model.norm.bias.data[3] += 1e-9
+    elif change == "moment":
+        optimizer.state[model.norm.bias]["exp_avg"][3] += 1e-9
+    elif change == "text":
+        texts = given["text"].to_pylist()
+        given = given.set_column(1, "text", [[*texts[:-1], texts[-1] + "a"]])
+    elif change == "tokens":
+        task = Task(lambda texts: bytes_of([text[:9] for text in texts]))
+    elif change == "reference":
+        references[0] = reference(6, 99)
+    elif change == "clip":
+        options["clip"] = 0.5
+    elif change == "rate":
+        options["lrs"] = [1e-4]
+    kept = files(tmp_path)
+    with pytest.raises(StoreError, match=message):
+        label(model, optimizer, given, references, task, **options)
+    assert files(tmp_path) == kept
+
+
+def test_the_key_follows_from_what_labels_are_made_from(tmp_path):
+    assert stage(tmp_path).key == stage(tmp_path / "elsewhere").key
+    assert (
+        len({stage(tmp_path, **c).key for c in ({}, {"clip": None}, {"chunk": 5}, {"backend": "dots"}, {"audit": 9})})
+        == 5
+    )
+
+
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from algorithms.mates.test_labels import exact_labels, pool, stage, trained
+
+exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, stage=stage(sys.argv[1]))
+"""
+
+
+def test_killed_and_resumed_is_the_same_to_the_byte(tmp_path):
+    """By SIGKILL, as soon as some chunk is there."""
+    whole, cut = stage(tmp_path / "whole"), stage(tmp_path / "cut")
+    exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, stage=whole)
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(path=sys.path), str(tmp_path / "cut")])
+    while not cut.names():
+        assert process.poll() is None or cut.names()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, stage=cut)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_influences_that_are_not_finite_name_their_documents():
+    model, optimizer = trained()
+    given = pool(6)
+    task = Task(bytes_of, lambda model, ids: model(ids) / (ids[:, :1, None] != ord(given["text"][2].as_py()[0])))
+    with pytest.raises(ValueError, match=f"of {given['doc_id'][2].as_py().hex()}.* is not finite"):
+        label(model, optimizer, given, [reference(1, 5)], task, backend="exact", progress=False)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    (dict(backend="fast"), "backend: expected auto, finite_difference, .* got 'fast'"),
+    (dict(chunk=0), "chunk: expected at least 1"),
+    (dict(references=[]), "references: expected some"),
+    (dict(references=[reference(2), reference(3)]), r"each of a name of its own, got \['kept', 'kept'\]"),
+    (dict(documents=pool().drop_columns("text")), "columns doc_id and text, text missing"),
+    (dict(documents=pool().slice(0, 0)), "expected at least one"),
+    (dict(documents=pa.concat_tables([pool(), pool(3)])), "expected each doc_id once, got 23 of 20"),
+    (dict(documents=pa.table({"doc_id": [b"short"], "text": ["abc"]})), "expected a doc_id of 16 bytes, got b'short'"),
+])  # fmt: skip
+def test_wrong_arguments_are_refused(changes, message):
+    given = {"documents": pool(), "references": REFERENCES, "task": TASK} | changes
+    with pytest.raises(ValueError, match=message):
+        label(*trained(), **given)
