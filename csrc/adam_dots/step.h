@@ -55,7 +55,7 @@ template <class T> GG_FUNCTION StepState<T> step_state(const StepConstants<T> &c
 template <class T> GG_FUNCTION batch<T> step_change(T eps, StepState<T> state, batch<T> x) {
   using Range = StepRange<T>;
   const batch<T> longest = larger(of_bits(bits_of(x) & ~Range::sign), state.root);
-  const batch<T> p = of_bits(Range::exponent - (bits_of(longest) & Range::exponent));
+  const batch<T> p = of_bits(~bits_of(longest) & Range::exponent); // whose exponent is minus that, and one more
   const batch<T> scaled = x * p, root0 = state.root * p, square = scaled * scaled;
   const batch<T> root = normal_root(root0 * root0 + square), roots = root + root0;
   return normal_quotient(state.pull * square - scaled * roots, (root + eps * p) * roots);

@@ -46,8 +46,9 @@ GG_FUNCTION float of_bits(uint32_t x) { return float_of_bits(x); }
 GG_FUNCTION uint32_t bits_of(float x) { return bits_of_float(x); }
 GG_FUNCTION float larger(float x, float y) { return x > y ? x : y; }
 GG_FUNCTION float root_of(float x) { return sqrt(x); }
-GG_FUNCTION float normal_root(float x) { return sqrt(x); }
-GG_FUNCTION float normal_quotient(float x, float y) { return x / y; }
+// Within 2 units in the last place.
+GG_FUNCTION float normal_root(float x) { return x * rsqrtf(x); }
+GG_FUNCTION float normal_quotient(float x, float y) { return x * reciprocal_fast(y); }
 #endif
 
 } // namespace GG_SIDE

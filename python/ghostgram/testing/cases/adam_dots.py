@@ -96,7 +96,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     sums = "float64" if dtype == "float64" else "float32"
     moments = moment_dtype(case, dtype)
     shape, sizes = (case.p, case.d), (case.samples, case.tokens)
-    far = {} if dtype == "float16" else {"huge": 1e17, "tiny": 1e-20}
+    far = {} if dtype == "float16" else {"huge": 1e17, "tiny": 1e-18}
     root = ({"first": 0.0} | far).get(case.kind, 1e-3) * np.exp(rng.standard_normal(shape))
     if case.kind == "wide":
         root = 10 ** rng.uniform(-20, 0, shape)
@@ -107,7 +107,7 @@ def inputs(case: Case, dtype: str, seed: int = 0) -> layouts.Values:
     if case.kind in ("wide", "none"):
         root[rng.random(shape) < 0.2] = 0
     of_tokens = 1 / math.sqrt(max(case.tokens, 1))
-    limits = {"huge": (1e14, 1e17), "tiny": (1e-10, 1e-11)} if dtype != "float16" else {"huge": (100.0, 100.0)}
+    limits = {"huge": (1e14, 1e17), "tiny": (1e-10, 1e-9)} if dtype != "float16" else {"huge": (100.0, 100.0)}
     a_size, b_size = limits.get(case.kind, (1.0, {"small": 1e-7, "none": 0.0}.get(case.kind, 1e-3) * of_tokens))
     if dtype == "float16" and case.kind not in limits and b_size:
         a_size, b_size = 1.0, max(b_size, 1e-3)
