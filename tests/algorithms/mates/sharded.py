@@ -56,7 +56,17 @@ def labelled(model, optimizer, stage=None):
     texts = documents(9, 21)
     given = pa.table({"doc_id": pa.array([doc_id(text) for text in texts], pa.binary(16)), "text": texts})
     return label(
-        model, optimizer, given, [reference()], TASK, backend="exact", clip=0.8, stage=stage, chunk=2, progress=False
+        model,
+        optimizer,
+        given,
+        [reference()],
+        TASK,
+        backend="exact",
+        audit=0,
+        clip=0.8,
+        stage=stage,
+        chunk=2,
+        progress=False,
     )
 
 
