@@ -4,18 +4,17 @@ import copy
 
 import pytest
 import torch
-from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from tiny_lm import TinyLM
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from ghostgram.algorithms.mates.exact import ExactLabels
 from ghostgram.algorithms.mates.expansion import vocabulary
 from ghostgram.algorithms.mates.first_order import AdamLabels, DotsLabels
 from ghostgram.algorithms.mates.forward import DifferenceLabels, JvpLabels
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.stats import spearman
-from ghostgram.training.oracle import central_difference
 
 
 class Untied(TinyLM):
@@ -136,9 +135,11 @@ def test_rows_of_own_tokens_take_the_step_as_it_is(probed):
     view, references, single, along = probed
     special = vocabulary(view, TASK, references[0])
     names = {view.names[p] for p in special}
-    assert names == {TinyLM: {"token.weight"}, Untied: {"token.weight", "head.weight", "head.bias"}, Adapted: set()}.get(
-        type(view.model), {"token.weight"}
-    )
+    assert names == {
+        TinyLM: {"token.weight"},
+        Untied: {"token.weight", "head.weight", "head.bias"},
+        Adapted: set(),
+    }.get(type(view.model), {"token.weight"})
     rows = []
     for text, mask, one in zip(*DOCUMENTS, single, strict=True):
         own = torch.zeros(256, dtype=torch.bool)
@@ -146,7 +147,9 @@ def test_rows_of_own_tokens_take_the_step_as_it_is(probed):
 
         def step(p, g, own=own):
             linear = -view.slope(p) * g
-            return torch.where(own.view(-1, *(1,) * (g.dim() - 1)), view.delta(p, g), linear) if p in special else linear
+            return (
+                torch.where(own.view(-1, *(1,) * (g.dim() - 1)), view.delta(p, g), linear) if p in special else linear
+            )
 
         rows.append(along_steps(view, [one], along, step))
     backend = DotsLabels(view.model, view, references, TASK, capped=False)
