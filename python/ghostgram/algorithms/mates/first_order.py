@@ -14,7 +14,7 @@ from ghostgram.algorithms.mates.expansion import BATCH, FirstOrderLabels, Gradie
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.reference import Reference
 from ghostgram.algorithms.mates.task import Task
-from ghostgram.ops.adam_dots import adam_dots
+from ghostgram.ops import _torch
 from ghostgram.taps import Taps, cover
 from ghostgram.taps.session import NoSampleAxisError
 from ghostgram.taps.statistics import Uses, distinct, gradients_at, statistics, uses_of
@@ -205,7 +205,9 @@ class AdamLabels(TappedLabels):
         shape = (b.shape[-1], a.shape[-1])
         m, v = (moment.view(shape) for moment in self.view.moments(p))
         directions = self._reference_gradients[p].view(-1, *shape)
-        return adam_dots(a, b, clip.to(directions), m, v, directions, self.view.scalars(p)).double().cpu()  # type: ignore[no-any-return]
+        scalars = list(self.view.scalars(p))
+        dots: Tensor = _torch.call("adam_dots", a, b, clip.to(directions), m, v, directions, scalars, "auto")
+        return dots.double().cpu()
 
     def _dense(self, p: nn.Parameter, clipped: Iterable[Tensor]) -> Tensor:
         """(n, R) of gradients of p that are formed one after another."""
