@@ -4,18 +4,17 @@ import copy
 
 import pytest
 import torch
-from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from tiny_lm import TinyLM
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from ghostgram.algorithms.mates.exact import ExactLabels
 from ghostgram.algorithms.mates.expansion import vocabulary
 from ghostgram.algorithms.mates.first_order import AdamLabels, DotsLabels
 from ghostgram.algorithms.mates.forward import DifferenceLabels, JvpLabels
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.stats import spearman
-from ghostgram.training.oracle import central_difference
 
 
 class Untied(TinyLM):

@@ -134,7 +134,7 @@ class Audit:
              f"{c.fisher_low:.3f}..{c.fisher_high:.3f}", f"{c.pearson:.3f}", f"{c.slope:.2f}", f"{c.overlap:.2f}")
             for c in self.comparisons
         ]  # fmt: skip
-        worth = [("reference", "sd", "null gain", "halves", "reliability", "numeric", "drift")]
+        worth: list[tuple[str, ...]] = [("reference", "sd", "null gain", "halves", "reliability", "numeric", "drift")]
         worth += [
             (w.reference, f"{w.sd:.2e}", f"{w.null_gain:+.2e}", f"{w.halves:.3f}", f"{w.reliability:.3f}",
              *("-" if x is None else f"{x:.3f}" for x in (w.numeric, w.drift)))
