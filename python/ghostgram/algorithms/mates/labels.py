@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,8 +215,9 @@ class _Job:
     def _flops(self, table: pa.Table) -> dict[str, float]:
         """What the rows took, by backend, as counted by each."""
         found: dict[str, float] = {}
-        for name, length in zip(table["backend"].to_pylist(), table["length"].to_pylist(), strict=True):
-            found[name] = found.get(name, 0.0) + self.backends.of(name).flops(length)
+        kinds = Counter(zip(table["backend"].to_pylist(), table["length"].to_pylist(), strict=True))
+        for (name, length), count in sorted(kinds.items()):
+            found[name] = found.get(name, 0.0) + count * self.backends.of(name).flops(length)
         return found
 
 
