@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ghostgram.algorithms.mates.audit import FEWEST, MOST, audit
 from ghostgram.algorithms.mates.backend import Influence, LabelBackend
+from ghostgram.algorithms.mates.exact import ExactLabels
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.reference import Reference
 from ghostgram.algorithms.mates.rows import Rows
@@ -58,6 +59,13 @@ class Backends:
         if name not in self._prepared:
             backend.prepare()
             self._prepared.add(name)
+        return backend
+
+    def exact_by(self, task: Task) -> Any:
+        """Exact labels of another task, ready to label."""
+        model, view, references, _ = self._arguments
+        backend = ExactLabels(model, view, references, task)
+        backend.prepare()
         return backend
 
     def why_not(self, name: str) -> str | None:
@@ -143,6 +151,7 @@ def choose(
     rows: Rows,
     ranks: Ranks,
     settings: Mapping[str, Any],
+    wider: Task | None,
     previous: Callable[[Sequence[str]], ArrayLike] | None,
 ) -> Choice:
     """The backend to label with, the audit that led to it, and the exact labels that it took; see `label`.
@@ -177,7 +186,7 @@ def choose(
     ladder = (exact if name == "exact" else shared(name) for name in _ladder(backends, wanted, len(rows.ids)))
     found = audit(
         ids, mask, exact, ladder, begin=min(begin, len(ids)), most=len(ids), accept_rho=accept_rho,
-        previous=previous and drift,
+        wider=backends.exact_by(wider) if wider else None, previous=previous and drift,
     )  # fmt: skip
     audited = rows.by_id[: found.documents]
     chosen = str(found.backend)
