@@ -28,7 +28,8 @@ def pool(count=20, seed=30):
 
 
 def exact_labels(model, optimizer, documents_, **options):
-    return label(model, optimizer, documents_, REFERENCES, TASK, backend="exact", clip=1.0, progress=False, **options)
+    options = {"audit": 0, "clip": 1.0, "backend": "exact", "progress": False} | options
+    return label(model, optimizer, documents_, REFERENCES, TASK, **options)
 
 
 def test_exact_labels_of_all_documents():
@@ -59,7 +60,12 @@ def test_exact_labels_of_all_documents():
 def stage(folder, **changes):
     model, optimizer = trained(weight_decay=0.1)
     key = label_key(
-        model, optimizer, pool(), REFERENCES, TASK, **{"backend": "exact", "clip": 1.0, "chunk": 4} | changes
+        model,
+        optimizer,
+        pool(),
+        REFERENCES,
+        TASK,
+        **{"backend": "exact", "clip": 1.0, "chunk": 4, "audit": 0} | changes,
     )
     return Stage(folder, 1, "label", key)
 
@@ -129,7 +135,7 @@ def test_a_damaged_chunk_is_done_again(tmp_path, monkeypatch):
 def test_labels_of_something_else_are_refused(change, message, tmp_path):
     model, optimizer = trained(weight_decay=0.1)
     held, given, references, task = stage(tmp_path), pool(), list(REFERENCES), TASK
-    options = {"backend": "exact", "clip": 1.0, "progress": False, "stage": held}
+    options = {"backend": "exact", "clip": 1.0, "audit": 0, "progress": False, "stage": held}
     label(model, optimizer, given, references, task, **options)
     if change == "weights":
         model.norm.bias.data[3] += 1e-9
@@ -188,7 +194,7 @@ def test_influences_that_are_not_finite_name_their_documents():
     given = pool(6)
     task = Task(bytes_of, lambda model, ids: model(ids) / (ids[:, :1, None] != ord(given["text"][2].as_py()[0])))
     with pytest.raises(ValueError, match=f"of {given['doc_id'][2].as_py().hex()}.* is not finite"):
-        label(model, optimizer, given, [reference(1, 5)], task, backend="exact", progress=False)
+        label(model, optimizer, given, [reference(1, 5)], task, backend="exact", audit=0, progress=False)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
