@@ -18,6 +18,7 @@ void bind_gumbel_topk(py::module_ &cpu, py::module_ &cuda);
 void bind_grad_project(py::module_ &cpu, py::module_ &cuda);
 void bind_softmax_stats(py::module_ &cpu, py::module_ &cuda);
 void bind_trajectory_match(py::module_ &cpu, py::module_ &cuda);
+void bind_adam_dots(py::module_ &cpu, py::module_ &cuda);
 } // namespace gg
 
 PYBIND11_MODULE(_C, m) {
@@ -40,4 +41,5 @@ PYBIND11_MODULE(_C, m) {
   gg::bind_grad_project(cpu, cuda);
   gg::bind_softmax_stats(cpu, cuda);
   gg::bind_trajectory_match(cpu, cuda);
+  gg::bind_adam_dots(cpu, cuda);
 }

@@ -64,7 +64,7 @@ class Builder:
 
         Args:
             isas: The instruction sets to compile kernels for.
-            edits: Room -> an edit of its CPU kernel.
+            edits: Room -> an edit of its CPU kernel; or header below csrc -> an edit that all who include it see.
             instrument: Flags for kernels and core, and for the linker.
             instrument_bindings: Whether *_bind.cpp gets these flags too: they take most of the time to compile.
         """
@@ -73,10 +73,12 @@ class Builder:
         sources += [(source, *CUDA_BINDINGS, *bindings) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
         names = ", ".join(f'"{isa}"' for isa in isas)
         sources.append((SOURCES / "module.cpp", '-DGHOSTGRAM_CUDA_STATE="off"', f"-DGHOSTGRAM_ISAS={names}"))
+        headers = {header: self._edited_header(header, edit) for header, edit in (edits or {}).items() if "/" in header}
         for kernel in sorted(SOURCES.glob("*/*_cpu.cpp")):
             source = self._edited(kernel, (edits or {}).get(kernel.parent.name))
+            included = [f"-I{folder}" for name, folder in headers.items() if f'"{name}"' in kernel.read_text()]
             for isa in isas:
-                options = ["-O1", "-ffp-contract=fast", f"-DGG_ISA={isa}", *ISA_FLAGS[isa]]
+                options = ["-O1", "-ffp-contract=fast", f"-DGG_ISA={isa}", *ISA_FLAGS[isa], *included]
                 sources.append((source, *options, *instrument))
         return self._linked(sources, instrument)
 
@@ -93,12 +95,9 @@ class Builder:
         """
         kernels, changed = [SOURCES / op / f"{op}_cuda.cu" for op in ops], []
         if edit is not None:
-            folder = self._folder / f"edited_{next(self._numbers)}"
-            edited = folder / edit[0]
-            edited.parent.mkdir(parents=True)
-            edited.write_text(_edited_text(SOURCES / edit[0], edit[1]))
+            folder = self._edited_header(*edit)
             changed = [f"-I{folder}"]
-            kernels = [edited if kernel.name == edited.name else kernel for kernel in kernels]
+            kernels = [folder / edit[0] if kernel == SOURCES / edit[0] else kernel for kernel in kernels]
         state = ('-DGHOSTGRAM_CUDA_STATE="on"', '-DGHOSTGRAM_ISAS="none"', "-DGG_CUDA")
         sources = [(source,) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
         sources += [(source, *CUDA_BINDINGS) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
@@ -125,6 +124,13 @@ class Builder:
         changed = self._folder / f"{source.stem}_{next(self._numbers)}.cpp"
         changed.write_text(_edited_text(source, edit))
         return changed
+
+    def _edited_header(self, header: str, edit: Edit) -> Path:
+        """A folder that has the edited header, or another source below csrc, under its name there."""
+        folder = self._folder / f"edited_{next(self._numbers)}"
+        (folder / header).parent.mkdir(parents=True)
+        (folder / header).write_text(_edited_text(SOURCES / header, edit))
+        return folder
 
     def _object(self, source: Path, *flags: str) -> Future[Path]:
         key = (str(source), *flags)

@@ -134,7 +134,7 @@ sys.exit(pytest.main(["-p", "stand_in", {__file__!r}, "-k", "with_reference and 
 
 def test_a_kernel_that_ignores_strides_is_noticed(builder):
     edit = ("from += t * step_tokens * token;", "from += t * step_tokens * s.d;")
-    library = builder.extension(edits={"grad_stats": edit})
+    library = builder.extension(edits={"core/gradient_tiles.h": edit})
     env = os.environ | {"GHOSTGRAM_EXTENSION": str(library), "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", WITHOUT_SHRINKING], env=env, capture_output=True, text=True)
     assert done.returncode == 1

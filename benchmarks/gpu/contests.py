@@ -237,11 +237,32 @@ def trajectory_match(device: str, dtype: str, tiny: bool) -> Iterator[Contest]:
     )  # fmt: skip
 
 
+def adam_dots(device: str, dtype: str, tiny: bool) -> Iterator[Contest]:
+    samples, tokens, d, p = (16, 1024, 768, 3072) if not tiny else (2, 5, 8, 12)
+    a, b = _randn(device, dtype, samples, tokens, d), _randn(device, dtype, samples, tokens, p)
+    m, D = _randn(device, "float32", p, d), _randn(device, "float32", p, d)
+    v, clip = m.square(), torch.full((samples,), 0.03, device=device)
+    eta, beta1, beta2, eps, bc1, bc2 = scalars = (1e-3, 0.9, 0.95, 1e-8, 1.0, 1.0)
+
+    def with_torch() -> Tensor:
+        g = clip[:, None, None] * torch.bmm(b.mT, a).float()
+        r0, q = (beta2 / bc2 * v).sqrt(), (1 - beta2) / bc2 * g * g
+        r = (r0 * r0 + q).sqrt()
+        change = -eta * ((1 - beta1) / bc1 * g - beta1 / bc1 * m * q / ((r + r0) * (r0 + eps))) / (r + eps)
+        return change.flatten(1) @ D.flatten()
+
+    yield Contest(
+        "adam_dots", f"{samples}x{tokens}x{d}x{p}", cases_of("adam_dots").Case(samples, tokens, d, p, 1),
+        lambda backend: gg.adam_dots(a, b, clip, m, v, D, scalars, backend=backend),
+        {"gradients and steps stored": with_torch}, with_torch,
+    )  # fmt: skip
+
+
 CONTESTS: dict[str, Callable[[str, str, bool], Iterator[Contest]]] = {
     function.__name__: function
     for function in (
         grad_stats, grad_gram, embedding_stats, affine_stats,
-        gumbel_topk, grad_project, softmax_stats, trajectory_match,
+        gumbel_topk, grad_project, softmax_stats, trajectory_match, adam_dots,
     )
 }  # fmt: skip
 

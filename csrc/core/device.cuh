@@ -5,7 +5,7 @@
 //               shuffle_down, shuffle_xor, broadcast, vote, sum_over_warp, max_over_warp, merge_over_warp,
 //               atomic_add, atomic_max, atomic_min, atomic_swap_if, dynamic_shared, launch, product,
 //               double_of_bits, bits_of_double, load_matrix_x4, match_over_warp, smaller_or_nan, larger_or_nan,
-//               exp2_fast
+//               exp2_fast, reciprocal_fast
 //   plain CUDA: __global__, __device__, __host__, __forceinline__, __launch_bounds__, __restrict__, __syncthreads,
 //               __syncwarp, __threadfence, threadIdx, blockIdx, blockDim, gridDim (all one-dimensional), float2,
 //               __popc, __popcll, __ffs, __ffsll, __clz, __clzll, __umulhi, __umul64hi, rsqrtf, <cmath>'s functions;
@@ -226,6 +226,12 @@ __device__ __forceinline__ double larger_or_nan(double x, double y) { return y <
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// 1 / x within an ulp; of normal numbers whose reciprocal is one.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -36,8 +36,19 @@ template <class X> GG_FUNCTION vec<double> product(X x, vec<double> y) {
 
 GG_FUNCTION vec<double> double_of_bits(vec<uint64_t> x) { return (vec<double>)x; }
 GG_FUNCTION vec<uint64_t> bits_of_double(vec<double> x) { return (vec<uint64_t>)x; }
+GG_FUNCTION vec<float> of_bits(vec<uint32_t> x) { return (vec<float>)x; }
+GG_FUNCTION vec<uint32_t> bits_of(vec<float> x) { return (vec<uint32_t>)x; }
+GG_FUNCTION vec<double> of_bits(vec<uint64_t> x) { return double_of_bits(x); }
+GG_FUNCTION vec<uint64_t> bits_of(vec<double> x) { return bits_of_double(x); }
 #else
 template <class T> using batch = T; // product, double_of_bits and bits_of_double are core/device.cuh's
+GG_FUNCTION float of_bits(uint32_t x) { return float_of_bits(x); }
+GG_FUNCTION uint32_t bits_of(float x) { return bits_of_float(x); }
+GG_FUNCTION float larger(float x, float y) { return x > y ? x : y; }
+GG_FUNCTION float root_of(float x) { return sqrt(x); }
+// Within 2 units in the last place.
+GG_FUNCTION float normal_root(float x) { return x * rsqrtf(x); }
+GG_FUNCTION float normal_quotient(float x, float y) { return x * reciprocal_fast(y); }
 #endif
 
 } // namespace GG_SIDE

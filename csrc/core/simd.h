@@ -41,6 +41,52 @@ template <class T> static inline vec<T> splat(T x) { return x - vec<T>{}; }
 template <class V> static inline V smaller(V x, V y) { return x < y ? x : y; }
 template <class V> static inline V larger(V x, V y) { return x > y ? x : y; }
 
+// Square roots, rounded correctly.
+static inline vec<float> root_of(vec<float> x) {
+#if defined(__AVX512F__)
+  return (vec<float>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+#elif defined(__AVX2__)
+  return (vec<float>)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (vec<float>)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < lanes<float>; ++i)
+    x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+static inline vec<double> root_of(vec<double> x) {
+#if defined(__AVX512F__)
+  return (vec<double>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+#elif defined(__AVX2__)
+  return (vec<double>)_mm256_sqrt_pd((__m256d)x);
+#elif defined(__SSE2__)
+  return (vec<double>)_mm_sqrt_pd((__m128d)x);
+#else
+  for (int i = 0; i < lanes<double>; ++i)
+    x[i] = __builtin_sqrt(x[i]);
+  return x;
+#endif
+}
+
+// The same and quotients for normal numbers alone, within 0.6 units in the last place: where the processor has
+// estimates of 14 bits, one step of Newton's takes a quarter of the time of its root or division.
+#if defined(__AVX512F__)
+static inline vec<float> normal_root(vec<float> x) {
+  const vec<float> inverse = (vec<float>)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)x), root = x * inverse;
+  return root + (x - root * root) * (0.5f * inverse);
+}
+static inline vec<float> normal_quotient(vec<float> x, vec<float> y) {
+  const vec<float> inverse = (vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)y), quotient = x * inverse;
+  return quotient + (x - quotient * y) * inverse;
+}
+#else
+static inline vec<float> normal_root(vec<float> x) { return root_of(x); }
+static inline vec<float> normal_quotient(vec<float> x, vec<float> y) { return x / y; }
+#endif
+static inline vec<double> normal_root(vec<double> x) { return root_of(x); }
+static inline vec<double> normal_quotient(vec<double> x, vec<double> y) { return x / y; }
+
 // 0, 1, ..., n - 1 as a pack of constants, for shuffles.
 template <int... lane> struct Lanes {};
 template <int n, int... lane> struct count_lanes : count_lanes<n - 1, n - 1, lane...> {};
@@ -179,7 +225,7 @@ static inline halves narrow(f16, vec<float> v) {
 // GCC 12 would cut a generic conversion into quarters and go through memory for a half.
 template <int part> static inline vec<double> as_doubles(vec<float> v) {
 #if defined(__AVX512F__)
-  const __m256 half = part ? _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1) : _mm512_castps512_ps256((__m512)v);
+  const __m256 half = _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, part);
   return (vec<double>)_mm512_maskz_cvtps_pd(0xff, half);
 #elif defined(__AVX2__)
   const __m128 half = part ? _mm256_extractf128_ps((__m256)v, 1) : _mm256_castps256_ps128((__m256)v);

@@ -78,18 +78,8 @@ template <class Tile> struct WarpTile {
 
   // Calls use(element, its right neighbour, row, column) for all of them. The barrier keeps the compiler from loading
   // all of D's tile ahead of its use, which would spill.
-  template <class Use> __device__ __forceinline__ void for_each_pair(Use use) const {
-#pragma unroll
-    for (int i = 0; i < Tile::row_fragments; ++i) {
-#pragma unroll
-      for (int j = 0; j < Tile::col_fragments; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; e += 2)
-          use(value[i][j][e], value[i][j][e + 1], first_row + 16 * i + accumulator_row(lane, e),
-              first_col + 8 * j + accumulator_col(lane, e));
-      __syncwarp();
-    }
-  }
+  template <class Use> __device__ __forceinline__ void for_each_pair(Use use) const { for_each_pair(*this, use); }
+  template <class Use> __device__ __forceinline__ void for_each_pair(Use use) { for_each_pair(*this, use); }
 
   // Adds b^T a over the tokens of one stage.
   template <class In> __device__ __forceinline__ void add_product(const In *stage) {
@@ -109,6 +99,20 @@ template <class Tile> struct WarpTile {
         for (int j = 0; j < Tile::col_fragments; ++j)
           T::multiply(value[i][j], rows, cols[j / 2][j % 2]);
       }
+    }
+  }
+
+private:
+  template <class Self, class Use> static __device__ __forceinline__ void for_each_pair(Self &self, Use use) {
+#pragma unroll
+    for (int i = 0; i < Tile::row_fragments; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tile::col_fragments; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; e += 2)
+          use(self.value[i][j][e], self.value[i][j][e + 1], self.first_row + 16 * i + accumulator_row(self.lane, e),
+              self.first_col + 8 * j + accumulator_col(self.lane, e));
+      __syncwarp();
     }
   }
 };

@@ -4,6 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from ghostgram.ops.adam_dots import adam_dots
 from ghostgram.ops.affine_stats import AffineStats, affine_stats
 from ghostgram.ops.embedding_stats import EmbeddingStats, embedding_stats
 from ghostgram.ops.grad_dots import grad_dots
@@ -48,6 +49,7 @@ __all__ = [
     "ShapleyResult",
     "SoftmaxStats",
     "TrajectoryGrad",
+    "adam_dots",
     "affine_stats",
     "el2n",
     "embedding_stats",

@@ -35,6 +35,7 @@ OPS = {
     "grad_project": Op(inputs=4, outputs=1),
     "softmax_stats": Op(inputs=2, outputs=5),
     "trajectory_match": Op(inputs=5, outputs=3),
+    "adam_dots": Op(inputs=6, outputs=1),
 }
 
 

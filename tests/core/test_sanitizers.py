@@ -35,12 +35,13 @@ SETTINGS = {
     "PYTHONPATH": str(TESTS),
 }
 EVERY_DTYPE = "float32,float64,float16,bfloat16"
+TILES = "core/gradient_tiles.h"
 
-# What is noticed -> (sanitizer, op, edit of its kernel, words of the report).
+# What is noticed -> (sanitizer, op, edit of its kernel or of a header that it names third, words of the report).
 FAULTS = {
     "a read past an input's end": (
         "address", "grad_stats",
-        ("from += t * step_tokens * token;", "from += t * step_tokens * token + 1;"),
+        ("from += t * step_tokens * token;", "from += t * step_tokens * token + 1;", TILES),
         "READ of size",
     ),
     "a write past the scratch asked for": (
@@ -65,7 +66,7 @@ FAULTS = {
     ),
     "a race of two tasks": (
         "thread", "grad_stats",
-        ("static thread_local Workspace tile_space;", "static Workspace tile_space;"),
+        ("static thread_local Workspace tile_space;", "static Workspace tile_space;", TILES),
         "data race",
     ),
 }  # fmt: skip
@@ -97,7 +98,8 @@ def test_kernels_are_clean(sanitizer, builder):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_noticed(fault, builder):
     sanitizer, op, edit, report = FAULTS[fault]
-    env = environment(sanitizer, builder.extension(edits={op: edit}, instrument=FLAGS[sanitizer]))
+    source, *_ = [*edit[2:], op]
+    env = environment(sanitizer, builder.extension(edits={source: edit[:2]}, instrument=FLAGS[sanitizer]))
     done = check_cases(env, op, "float32")
     assert done.returncode != 0
     assert report in done.stderr

@@ -29,7 +29,7 @@ def test_same_bits_of_large_cases():
 
 def test_a_dependence_on_threads_is_noticed(builder):
     cuts = ("ceil_div(wanted_tasks, most(1, groups_per_wave))", "ceil_div(4 * num_threads(), most(1, groups_per_wave))")
-    library = builder.extension(edits={"grad_stats": cuts})
+    library = builder.extension(edits={"core/gradient_tiles.h": cuts})
     found = differences("grad_stats", GHOSTGRAM_EXTENSION=str(library), PYTHONPATH=str(HERE.parent))
     for threads in ("on 2 threads of our pool", "on 4 threads of OpenMP"):
         assert threads in found

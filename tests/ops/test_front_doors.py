@@ -39,7 +39,14 @@ def arrays(make=np.asarray, samples=3, tokens=5, d=6, p=4, directions=2, dtype=n
         "P_in": normal(7, d),
         "logits": normal(samples, tokens, 7),
         "soft": make(rng.random((samples, tokens, 7)).astype(dtype)),
+        "clip": make(rng.random(samples).astype(dtype)),
+        "m": normal(p, d),
+        "v": make(rng.random((p, d)).astype(dtype)),
     }
+
+
+ADAM = (1e-3, 0.9, 0.95, 1e-8, 0.4, 0.2)
+"""The scalars of an AdamW step."""
 
 
 DOORS = {
@@ -62,6 +69,10 @@ DOORS = {
     "el2n": lambda v: gg.el2n(v["logits"], v["ids"]),
     "trajectory_match": lambda v: gg.trajectory_match(
         [v["b"], v["row"]], [v["x"], 2 * v["row"]], [3 * v["x"], v["row"] - 1], mask=1
+    ),
+    "adam_dots": lambda v: 1e3 * gg.adam_dots(v["a"], v["b"], v["clip"], v["m"], v["v"], v["D"], ADAM),
+    "adam_dots of one direction": lambda v: gg.adam_dots(
+        v["a"][:, 0], v["b"][:, 0], v["clip"], v["m"], v["v"], v["D"][0], ADAM
     ),
 }
 
@@ -180,6 +191,10 @@ def op_samples():
             ([v["b"], v["row"]], [v["x"], 2 * v["row"]], None, one.requires_grad_(), totals, [0.5, 1.0], 0, "auto"),
             ([half["x"]], None, [v["x"] > 0], torch.tensor(1.0), totals, None, 3, "auto"),
         ],
+        "adam_dots": [
+            (v["a"], v["b"], v["clip"], v["m"], v["v"], v["D"], list(ADAM), "auto"),
+            (half["a"], half["b"], v["clip"], half["m"], half["v"], v["D"], list(ADAM), "auto"),
+        ],
     }
 
 
@@ -193,6 +208,13 @@ def test_a_result_has_no_gradient():
     v = arrays(torch.from_numpy)
     with pytest.raises(RuntimeError, match="it has no gradient"):
         torch.ops.ghostgram.grad_gram(v["a"].requires_grad_(), v["b"], None, None, True, "auto").sum().backward()
+
+
+def adam(inputs, **changed):
+    """adam_dots with some of its arguments changed."""
+    usual = {name: inputs[name] for name in ("a", "b", "clip", "m", "v")}
+    usual |= {"directions": inputs["D"], "scalars": ADAM}
+    return gg.adam_dots(**usual | changed)
 
 
 ERRORS = [
@@ -255,6 +277,16 @@ ERRORS = [
     (lambda v: gg.el2n(v["logits"], v["soft"].astype(float)), TypeError, r"^labels: .* or float32 distributions"),
     (lambda v: gg.softmax_stats(v["logits"], v["ids"] + 1), IndexError, r"^labels: expected 0 <= label < 7 .*, got 7"),
     (lambda v: gg.el2n(v["logits"][0, 0, 0:1].reshape(()), v["ids"]), ValueError, r"^logits: expected \(\.\.\., C\)"),
+    (lambda v: adam(v, clip=v["clip"][:2]), ValueError, r"^clip: expected shape \(3,\), got \(2,\)"),
+    (lambda v: adam(v, clip=v["clip"].astype(float)), TypeError, r"^clip: expected float32, got float64"),
+    (lambda v: adam(v, m=v["m"].T), ValueError, r"^m: expected shape \(4, 6\), got \(6, 4\)"),
+    (lambda v: adam(v, m=v["m"].astype(np.float16)), TypeError, r"^m: expected float32 or float32, got float16"),
+    (lambda v: adam(v, v=v["v"].astype(float)), TypeError, r"^v: expected float32 like m, got float64"),
+    (lambda v: adam(v, directions=v["D"][:, :3]), ValueError, r"^directions: expected shape \(K, 4, 6\) or \(4, 6\)"),
+    (lambda v: adam(v, scalars=ADAM[:5]), ValueError, r"^scalars: expected eta, beta1, .* and bc2, got 5 numbers"),
+    (lambda v: adam(v, scalars=(1, 1, 0.9, 1, 1, 1)), ValueError, r"^scalars: expected 0 <= beta1 < 1, got 1"),
+    (lambda v: adam(v, scalars=(1, 0, 0, 0, 1, 1)), ValueError, r"^scalars: expected 0 < eps <= 1, got 0"),
+    (lambda v: adam(v, scalars=(np.nan, 0, 0, 1, 1, 1)), ValueError, r"^scalars: expected a finite eta, got nan"),
 ]
 
 

@@ -1,8 +1,8 @@
 """The cases notice broken kernels: every seeded mutant of a CPU kernel must disagree with the reference somewhere.
 
-A mutant is one textual edit of a kernel's source, compiled for the instruction set of this machine into an extension of
-its own; `check_cases.py` runs it through the comparison of test_rooms. The unedited kernel, built the same way, must
-pass: a harness that fails everything would catch every mutant.
+A mutant is one textual edit of a kernel's source, or of a header that it names third, compiled for the instruction set
+of this machine into an extension of its own; `check_cases.py` runs it through the comparison of test_rooms. The
+unedited kernel, built the same way, must pass: a harness that fails everything would catch every mutant.
 """
 
 import os
@@ -18,10 +18,19 @@ from ghostgram import _C
 TESTS = Path(__file__).parents[1]
 MUTANTS = {
     "grad_stats": {
-        "blocks of tokens forget the earlier ones": ("acc[r][v] = t ? load(", "acc[r][v] = false ? load("),
+        "blocks of tokens forget the earlier ones": (
+            "acc[r][v] = t ? load(",
+            "acc[r][v] = false ? load(",
+            "core/gradient_tiles.h",
+        ),
         "a norm keeps its last tile alone": ("add_tile_row(sums[0],", "add_tile_row(sums[0] = vec<double>{},"),
-        "accumulate is ignored": ("pass > 0 || s.accumulate", "pass > 0"),
-        "every direction is the first": ("k * s.D_direction + row * s.D_row", "row * s.D_row"),
+        "accumulate is ignored": ("continued || s.accumulate", "continued"),
+        "every direction is the first": ("+ k * s.D_direction * size", "+ 0 * s.D_direction * size"),
+        "only the last pass of samples is added up": (
+            "w.sample + pass > 0",
+            "w.sample > 0",
+            "core/gradient_tiles.h",
+        ),
     },
     "grad_gram": {
         "pairs of different samples count twice": ("same && i == j ? twice : 1) * double(sum", "twice) * double(sum"),
@@ -98,9 +107,30 @@ MUTANTS = {
         "a gradient is not masked": ("mask == Mask::real ? g * m : g", "g"),
         "gradients of dropped scalars are not written": ("(what & gradients) && kept > from", "false"),
     },
+    "adam_dots": {
+        "the momentum's part is left out": ("state.pull * square - scaled", "-scaled", "adam_dots/step.h"),
+        "the step's sign is lost": ("x * p, root0", "longest * p, root0", "adam_dots/step.h"),
+        "squares out of range": ("of_bits(~bits_of(longest) & Range::exponent)", "1 - batch<T>{}", "adam_dots/step.h"),
+        "eps is not scaled": ("eps * p", "eps", "adam_dots/step.h"),
+        "nothing keeps denominators from 0": ("0x1p-118f", "0", "adam_dots/step.h"),
+        "v without its bias correction": ("s.beta2 / s.bc2)), eps", "s.beta2)), eps", "adam_dots/step.h"),
+        "m without its bias correction": ("/ s.bc1 / x_of_g", "/ x_of_g", "adam_dots/step.h"),
+        "every sample is clipped as the first": ("(s.clip)[i] *", "(s.clip)[0] *"),
+        "a tile's last row is left out": ("rows = least(rows, tile_rows);", "rows = least(rows, tile_rows - 1);"),
+        "a tile's second vector is left out": ("cols > lanes<Acc> ?", "cols > 2 * lanes<Acc> ?"),
+        "every direction is the first": ("+ r * s.D_direction * size", "+ 0 * s.D_direction * size"),
+        "m and v are exchanged": (
+            "s.v, s.v_row, s.moment_dtype, scratch + root",
+            "s.v, s.v_row, s.moment_dtype, scratch + pull",
+        ),
+    },
 }
 if _C.isa() == "avx512bf16":
-    MUTANTS["grad_stats"]["a pair's second token is lost"] = ("from + token) << 16", "from + token) << 16 & 0")
+    MUTANTS["grad_stats"]["a pair's second token is lost"] = (
+        "from + token) << 16",
+        "from + token) << 16 & 0",
+        "core/gradient_tiles.h",
+    )
     MUTANTS["grad_gram"]["a pair's second feature is lost"] = ("(__m512bh)x,", "(__m512bh)((vec<uint32_t>)x & 0xffff),")
 EDITS = {(op, "unedited"): None for op in MUTANTS} | {
     (op, name): edit for op, edits in MUTANTS.items() for name, edit in edits.items()
@@ -113,7 +143,8 @@ def caught(builder):
 
     def verdict(key: tuple[str, str]) -> str:
         op, edit = key[0], EDITS[key]
-        library = builder.extension(edits={op: edit} if edit else {})
+        source, *_ = [*edit[2:], op] if edit else [op]
+        library = builder.extension(edits={source: edit[:2]} if edit else {})
         env = os.environ | {"GHOSTGRAM_EXTENSION": str(library), "PYTHONPATH": str(TESTS)}
         for dtype in ("float32", "bfloat16"):  # in this order: float32 needs no torch, and catches nearly all
             command = [sys.executable, TESTS / "check_cases.py", op, dtype]

@@ -36,11 +36,11 @@ def reference(count=12, seed=1, name="kept"):
     return Reference.from_texts(name, documents(count, seed), TASK)
 
 
-def trained(kind=torch.optim.AdamW, steps=6, dtype=torch.float64, grouped=False, lr=3e-3, **settings):
+def trained(kind=torch.optim.AdamW, steps=6, dtype=torch.float64, grouped=False, lr=3e-3, build=TinyLM, **settings):
     """(model, optimizer) after some steps with gradients clipped at 1, on batches of 8."""
     torch.manual_seed(0)
-    model = TinyLM(width=16, layers=1, heads=2, context=24).to(dtype)
-    named = list(model.named_parameters())
+    model = build(width=16, layers=1, heads=2, context=24).to(dtype)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     matrices = [p for _, p in named if p.dim() > 1]
     vectors = [p for _, p in named if p.dim() == 1]
     groups = (

@@ -52,11 +52,22 @@ def alone():
     return found(*trained(grouped=True, weight_decay=0.1), *bytes_of(documents(5, 20)))
 
 
-def labelled(model, optimizer, stage=None):
-    texts = documents(9, 21)
+def labelled(model, optimizer, stage=None, backend="exact", count=9):
+    texts = documents(count, 21)
+    audit = 0 if backend == "exact" else 17
     given = pa.table({"doc_id": pa.array([doc_id(text) for text in texts], pa.binary(16)), "text": texts})
     return label(
-        model, optimizer, given, [reference()], TASK, backend="exact", clip=0.8, stage=stage, chunk=2, progress=False
+        model,
+        optimizer,
+        given,
+        [reference()],
+        TASK,
+        backend=backend,
+        audit=audit,
+        clip=0.8,
+        stage=stage,
+        chunk=2,
+        progress=False,
     )
 
 
@@ -88,6 +99,8 @@ def replicated(rank, folder):
     stage = Stage(folder / "replicated", 1, "label", "key")
     results["labels"] = labelled(model, optimizer, stage).table
     results["again"] = labelled(model, optimizer, stage).table
+    audited = labelled(model, optimizer, Stage(folder / "audited", 1, "label", "key"), "auto", 23)
+    results["audited"], results["audit"] = audited.table, audited.manifest["audit"]
     with pytest.raises(ValueError, match="stage: expected one"):
         labelled(model, optimizer)
     return results

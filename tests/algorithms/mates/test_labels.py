@@ -28,7 +28,8 @@ def pool(count=20, seed=30):
 
 
 def exact_labels(model, optimizer, documents_, **options):
-    return label(model, optimizer, documents_, REFERENCES, TASK, backend="exact", clip=1.0, progress=False, **options)
+    options = {"audit": 0, "clip": 1.0, "backend": "exact", "progress": False} | options
+    return label(model, optimizer, documents_, REFERENCES, TASK, **options)
 
 
 def test_exact_labels_of_all_documents():
@@ -59,7 +60,12 @@ def test_exact_labels_of_all_documents():
 def stage(folder, **changes):
     model, optimizer = trained(weight_decay=0.1)
     key = label_key(
-        model, optimizer, pool(), REFERENCES, TASK, **{"backend": "exact", "clip": 1.0, "chunk": 4} | changes
+        model,
+        optimizer,
+        pool(),
+        REFERENCES,
+        TASK,
+        **{"backend": "exact", "clip": 1.0, "chunk": 4, "audit": 0} | changes,
     )
     return Stage(folder, 1, "label", key)
 
@@ -87,6 +93,7 @@ def test_what_is_committed_is_not_done_again(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
     assert cut.names() == ["000000", "000001"]
+    assert cut.read(["doc_id"])["doc_id"].to_pylist() == pool()["doc_id"].to_pylist()[:8]
     assert not cut.is_complete
     monkeypatch.setattr(
         ExactLabels, "influence", lambda self, *given: (probed.append(len(given[0])), influence(self, *given))[1]
@@ -128,7 +135,7 @@ def test_a_damaged_chunk_is_done_again(tmp_path, monkeypatch):
 def test_labels_of_something_else_are_refused(change, message, tmp_path):
     model, optimizer = trained(weight_decay=0.1)
     held, given, references, task = stage(tmp_path), pool(), list(REFERENCES), TASK
-    options = {"backend": "exact", "clip": 1.0, "progress": False, "stage": held}
+    options = {"backend": "exact", "clip": 1.0, "audit": 0, "progress": False, "stage": held}
     label(model, optimizer, given, references, task, **options)
     if change == "weights":
         model.norm.bias.data[3] += 1e-9
@@ -182,12 +189,13 @@ def test_killed_and_resumed_is_the_same_to_the_byte(tmp_path):
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
-def test_influences_that_are_not_finite_name_their_documents():
+@pytest.mark.parametrize("audit", [0, 16], ids=["labelled", "audited"])
+def test_influences_that_are_not_finite_name_their_documents(audit):
     model, optimizer = trained()
-    given = pool(6)
+    given = pool(16)
     task = Task(bytes_of, lambda model, ids: model(ids) / (ids[:, :1, None] != ord(given["text"][2].as_py()[0])))
     with pytest.raises(ValueError, match=f"of {given['doc_id'][2].as_py().hex()}.* is not finite"):
-        label(model, optimizer, given, [reference(1, 5)], task, backend="exact", progress=False)
+        label(model, optimizer, given, [reference(1, 5)], task, backend="exact", audit=audit, progress=False)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

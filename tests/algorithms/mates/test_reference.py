@@ -24,11 +24,13 @@ def test_losses_are_means_over_each_rows_targets():
     model, _ = trained()
     ids, mask = bytes_of(documents(5, 3))
     mask[1] = False
-    mask[2, 1:-1] = False
+    mask[2] = False
+    mask[2, 2] = True
     mask[:, 0] = True  # which nothing predicts
     counts = mask[:, 1:].sum(1)
     sums, seen = TASK.sums(model, ids, mask)
     assert torch.equal(seen, counts)
+    assert counts[1:3].tolist() == [0, 1]
     assert torch.allclose(sums, by_hand(model, ids, mask), rtol=1e-12, atol=0)
     assert torch.allclose(TASK.losses(model, ids, mask), sums / counts.clamp(min=1), rtol=1e-15, atol=0)
     assert TASK.losses(model, ids, mask)[1] == 0

@@ -46,7 +46,20 @@ def test_replicas_label_documents_of_their_own(ranks):
 ])  # fmt: skip
 def test_a_stage_of_two_processes_is_that_of_one(ranks, how, names):
     truth = sharded.labelled(*trained(grouped=True, weight_decay=0.1)).table
-    for table in (each[how][name] for each in ranks[1] for name in names):
+    check_tables([each[how][name] for each in ranks[1] for name in names], truth)
+
+
+def test_two_processes_audit_together(ranks):
+    truth = sharded.labelled(*trained(grouped=True, weight_decay=0.1), None, "auto", 23)
+    check_tables([each["replicated"]["audited"] for each in ranks[1]], truth.table)
+    assert set(truth.table["backend"].to_pylist()) == {"exact", "dots"}
+    for audit in (each["replicated"]["audit"] for each in ranks[1]):
+        assert audit["comparisons"][0]["rho"] == truth.manifest["audit"]["comparisons"][0]["rho"]
+        assert audit["worth"][0]["halves"] == truth.manifest["audit"]["worth"][0]["halves"]
+
+
+def check_tables(tables, truth):
+    for table in tables:
         assert table.column_names == truth.column_names
         for name in table.column_names:
             one, other = table[name].to_pylist(), truth[name].to_pylist()

@@ -338,6 +338,9 @@ inline float exp2_fast(float x) {
   const double y = std::exp2(double(x)) * (1 + (bits_of_float(x) & 1 ? 0x1p-22 : -0x1p-22));
   return std::fabs(y) < 0x1p-126 ? 0 : float(y);
 }
+inline float reciprocal_fast(float x) {
+  return float(1 / double(x) * (1 + (bits_of_float(x) & 1 ? 0x1p-23 : -0x1p-23)));
+}
 
 inline char *dynamic_shared() { return simt::block.shared; }
 

@@ -29,6 +29,8 @@ Gradients = dict[nn.Parameter, Tensor]
 class Expansion(NamedTuple):
     """The references' losses to first order around theta_null."""
 
+    base_loss: Tensor
+    """(R,) float64: L_r(theta)."""
     null_gain: Tensor
     """(R,) float64: L_r(theta) - L_r(theta_null), what momentum and weight decay do by themselves."""
     gradients: Gradients
@@ -90,15 +92,14 @@ class FirstOrderLabels(ABC):
 
     def prepare(self) -> None:
         """The references' losses, and their gradients at theta_null."""
-        expansion = expand(self.view, self.references, self.task)
-        self._null_gain = expansion.null_gain
-        self._take(expansion.gradients)
+        self.base_loss, self.null_gain, gradients = expand(self.view, self.references, self.task)
+        self._take(gradients)
 
     def influence(self, ids: Tensor, mask: Tensor) -> Influence:
         """The influence of documents (n, T), each as if it were the only one."""
         batches = zip(torch.split(ids, self.batch), torch.split(mask, self.batch), strict=True)
         found = joined(self._of_batch(*each) for each in batches)
-        return found._replace(values=found.values + self._null_gain)
+        return found._replace(values=found.values + self.null_gain)
 
     @abstractmethod
     def flops(self, tokens: int) -> float:
@@ -128,10 +129,11 @@ def expand(view: OptimizerView, references: Sequence[Reference], task: Task) -> 
     Cost:
         6 P R_t FLOPs for R_t reference tokens, and R copies of the trainable weights.
     """
-    _, null_gain = levels(view, references, task)
+    base_loss, null_gain = levels(view, references, task)
     with view.at_null():
         each = [reference.gradient(view.model, task) for reference in references]
-    return Expansion(null_gain, {p: torch.stack([wide(gradient.pop(p)) for gradient in each]) for p in view.names})
+    gradients = {p: torch.stack([wide(gradient.pop(p)) for gradient in each]) for p in view.names}
+    return Expansion(base_loss, null_gain, gradients)
 
 
 def slopes(view: OptimizerView, references: Sequence[Reference], task: Task, *, capped: bool) -> Slopes:

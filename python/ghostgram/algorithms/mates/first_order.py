@@ -14,10 +14,11 @@ from ghostgram.algorithms.mates.expansion import BATCH, FirstOrderLabels, Gradie
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.reference import Reference
 from ghostgram.algorithms.mates.task import Task
+from ghostgram.ops import _torch
 from ghostgram.taps import Taps, cover
 from ghostgram.taps.session import NoSampleAxisError
 from ghostgram.taps.statistics import Uses, distinct, gradients_at, statistics, uses_of
-from ghostgram.taps.uses import DenseUse, MatrixUse, TableUse, Use, sums
+from ghostgram.taps.uses import DenseUse, MatrixUse, TableUse, Use
 from ghostgram.training.aside import evaluating
 
 
@@ -201,8 +202,12 @@ class AdamLabels(TappedLabels):
 
     def _adam_dots(self, p: nn.Parameter, a: Tensor, b: Tensor, clip: Tensor) -> Tensor:
         """(n, R) of a product's gradients b^T a, which have p's elements."""
-        each = zip(sums(a), sums(b), clip.tolist(), strict=True)
-        return self._dense(p, (factor * (b_i.T @ a_i).view_as(p) for a_i, b_i, factor in each))
+        shape = (b.shape[-1], a.shape[-1])
+        m, v = (moment.view(shape) for moment in self.view.moments(p))
+        directions = self._reference_gradients[p].view(-1, *shape)
+        scalars = list(self.view.scalars(p))
+        dots: Tensor = _torch.call("adam_dots", a, b, clip.to(directions), m, v, directions, scalars, "auto")
+        return dots.double().cpu()
 
     def _dense(self, p: nn.Parameter, clipped: Iterable[Tensor]) -> Tensor:
         """(n, R) of gradients of p that are formed one after another."""
