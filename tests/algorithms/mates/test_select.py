@@ -456,6 +456,8 @@ def test_shards_are_checked(tmp_path):
         select([3], docs=1)
     with pytest.raises(ValueError, match=r"expected \['z_ref'\], got \['z_other'\] in shard 1"):
         select([pool(5), pool(5).rename_columns(["doc_id", "n_tokens", "domain", "z_other"])], docs=1)
+    with pytest.raises(ValueError, match="domain: expected strings, got int64"):
+        select([pool(5).set_column(2, "domain", pa.array(range(5)))], docs=1)
     with pytest.raises(ValueError, match=r"doc_id: expected fixed_size_binary\(16\), got string"):
         select([pool(5).set_column(0, "doc_id", pa.array(list("abcde")))], docs=1)
 
