@@ -16,9 +16,12 @@ class UnequalScores(ValueError):
     """One id has two scores among the best; `id` is that id, as int64."""
 
     def __init__(self, id: int):
-        unsigned = f" ({id + 2**64} as uint64)" if id < 0 else ""
-        super().__init__(f"ids: expected one score for each id, got two for id {id}{unsigned}")
+        super().__init__(id)
         self.id = id
+
+    def __str__(self) -> str:
+        unsigned = f" ({self.id + 2**64} as uint64)" if self.id < 0 else ""
+        return f"ids: expected one score for each id, got two for id {self.id}{unsigned}"
 
 
 def gumbel_topk(

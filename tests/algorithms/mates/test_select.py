@@ -258,13 +258,18 @@ def test_exact_quotas_are_independent_draws():
 
 @pytest.mark.parametrize("unit", ["docs", "tokens"])
 @pytest.mark.parametrize("quotas", [{"wiki": (0.3, 0.5), "web": (0.0, 0.1)}, {"code": (0.5, 1.0)}, {"web": (0.0, 0.0)}])
-def test_bounds_of_domains_by_definition(unit, quotas):
-    scored = pool(6_000)
+@pytest.mark.parametrize("one_per", [None, "near"])
+def test_bounds_of_domains_by_definition(unit, quotas, one_per):
+    """Clusters go across domains: one whose largest key is in a domain that has its most is lost to the others."""
+    scored = pool(6_000, near=pa.array(np.random.default_rng(5).integers(0, 2_000, 6_000)))
     budget = 700 if unit == "docs" else 90_000
-    plan = select([scored], quotas=quotas, **{unit: budget})
+    plan = select([scored], quotas=quotas, one_per=one_per, **{unit: budget})
     names, lengths = np.array(scored["domain"].to_pylist()), scored["n_tokens"].to_numpy()
     weights = np.ones(len(names), int) if unit == "docs" else lengths.astype(int)
     _, order = keys_by_definition(scored, streams.stream(0, 0, "gumbel"))
+    if one_per:
+        near = scored["near"].to_numpy()[order]
+        order = order[np.sort(np.unique(near, return_index=True)[1])]
     used, closed, taken = dict.fromkeys(("web", "code", "wiki"), 0), set(), set()
     bounds = {name: quotas.get(name, (0, 1)) for name in used}
     for row in order:  # each least share first
@@ -352,6 +357,19 @@ def test_a_document_of_two_domains_belongs_to_the_first_by_name():
         assert {id for id, name in zip(chosen(plan), names, strict=True) if name == "code"} == {*ids[:100]}
     with pytest.raises(ValueError, match="one domain for each document, got code and web for"):
         select([web, code], docs=200, standardise="domain")
+
+
+def test_documents_of_other_domains_do_not_hide_what_a_domain_still_has():
+    """b's two best belong to a, and its third is found in c's list: b's own list has to grow until it holds it."""
+    one, two, three, *others = ids_of(range(6))
+    shards = [
+        table([one, two, others[0]], [3.0, 2.9, 0.0], domains=["a"] * 3),
+        table([one, two, three], [3.0, 2.9, 1.0], domains=["b"] * 3),
+        table([three, others[1]], [1.0, -1.0], domains=["c"] * 2),
+    ]
+    plan = select(shards, docs=4, quotas={"a": 0.25, "b": 0.5, "c": 0.25}, temperature=0)
+    found = dict(zip(chosen(plan), plan.table["domain"].to_pylist(), strict=True))
+    assert found == {one: "a", three: "b", others[1]: "c"}
 
 
 @pytest.mark.parametrize("same", ["score", "n_tokens", "cluster"])
@@ -456,6 +474,8 @@ def test_shards_are_checked(tmp_path):
         select([3], docs=1)
     with pytest.raises(ValueError, match=r"expected \['z_ref'\], got \['z_other'\] in shard 1"):
         select([pool(5), pool(5).rename_columns(["doc_id", "n_tokens", "domain", "z_other"])], docs=1)
+    with pytest.raises(ValueError, match="domain: expected strings, got int64"):
+        select([pool(5).set_column(2, "domain", pa.array(range(5)))], docs=1)
     with pytest.raises(ValueError, match=r"doc_id: expected fixed_size_binary\(16\), got string"):
         select([pool(5).set_column(0, "doc_id", pa.array(list("abcde")))], docs=1)
 

@@ -81,10 +81,10 @@ class Ledger:
         used: list[Any] = []
         for stage in range(before):
             held = [id_sets.words(self._ids(path)) for _, _, path in self._parts(stage, "consumed")]
-            used += [np.unique(np.concatenate(held), axis=0)] if held else []
+            used += [id_sets.distinct(np.concatenate(held))[0]] if held else []
         if not used:
             return None
-        ids, stages = np.unique(np.concatenate(used), axis=0, return_counts=True)
+        ids, stages = id_sets.distinct(np.concatenate(used))
         ids = ids[stages >= self.reuse]
         return id_sets.IdSet(ids) if len(ids) else None
 

@@ -56,7 +56,7 @@ def bounds(quotas: Quotas | None, domains: Sequence[str], budget: int) -> Bounds
     for name, (lower, upper) in exact.items():
         least[position[name]], most[position[name]] = math.floor(lower * budget), math.floor(upper * budget)
         remainders[name] = lower * budget - math.floor(lower * budget)
-    left = min(math.floor(total * budget + Fraction(1, 2)), budget) - int(least.sum())
+    left = min(math.floor(total * budget), budget) - int(least.sum())
     for name in sorted(remainders, key=lambda name: (-remainders[name], name))[:left]:
         least[position[name]] += remainders[name] > 0
     named = np.array([name in shares for name in domains], bool)

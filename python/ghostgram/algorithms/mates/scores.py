@@ -121,6 +121,8 @@ class Scores:
                 raise ValueError(f"scores: expected the column {column!r}, got {schema.names} in {where}")
         if schema.field("doc_id").type != pa.binary(id_sets.WIDTH):
             raise ValueError(f"doc_id: expected fixed_size_binary(16), got {schema.field('doc_id').type} in {where}")
+        if "domain" in schema.names and not _is_text(schema.field("domain").type):
+            raise ValueError(f"domain: expected strings, got {schema.field('domain').type} in {where}")
         columns = sorted(name for name in schema.names if name.startswith(PREFIX))
         for column in columns:
             if not pa.types.is_floating(schema.field(column).type):
@@ -210,15 +212,22 @@ class Scores:
         column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         names = [*(name or "" for name in column.dictionary.to_pylist()), ""]  # the last is that of nulls
         indices = column.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
-        used = np.unique(indices).tolist()
+        used = np.flatnonzero(np.bincount(indices, minlength=len(names))).tolist()
         codes = np.zeros(len(names), np.int32)
         codes[used] = [self._codes.setdefault(names[index], len(self._codes)) for index in used]
         of_rows: I32 = codes[indices]
         return of_rows
 
 
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
 def _opened(shard: str | Path) -> AbstractContextManager[Any]:
-    """What pyarrow reads: a local file by its memory map, which brings in what is read and no more."""
+    """A file that pyarrow reads from, column by column."""
     if "://" in str(shard):
         import fsspec
 
@@ -226,8 +235,8 @@ def _opened(shard: str | Path) -> AbstractContextManager[Any]:
         return opened
     import pyarrow as pa
 
-    mapped: AbstractContextManager[Any] = pa.memory_map(str(shard))
-    return mapped
+    local: AbstractContextManager[Any] = pa.OSFile(str(shard))
+    return local
 
 
 def _where(mask: Bool, held: NDArray[Any]) -> NDArray[Any]:
