@@ -4,10 +4,10 @@
     python benchmarks/algorithms/bench_mates_influence.py --encoder FOLDER     # a checkpoint of transformers instead
     python benchmarks/algorithms/bench_mates_influence.py --no-encoder
 
-Times are of a core. The documents are pieces of Python code and of its documentation. No model is in training here, so the label is a
-stand-in that can be had at once for any number of documents: by how many nats a byte a piece is likelier under a byte
-model (order 2) of one half of the documentation than under one of half of everything. Correlations are comparable with
-each other, and say nothing of influences.
+Times are of a core. The documents are pieces of Python code and of its documentation. No model is in training here, so
+the label is a stand-in that can be had at once for any number of documents: by how many nats a byte a piece is likelier
+under a byte model (order 2) of one half of the documentation than under one of half of everything. Correlations are
+comparable with each other, and say nothing of influences.
 """
 
 from __future__ import annotations
