@@ -222,3 +222,32 @@ def test_what_an_encoder_cannot_take_is_refused(data):
     with pytest.raises(ValueError, match="HFEncoder: expected a fitted model"):
         encoder().predict(["a"])
     assert encoder().embed([]).shape == (0, 32)
+
+
+def test_rates_fall_linearly_and_matrices_alone_decay(data, monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+
+    def recorded(optimizer):
+        groups = optimizer.param_groups
+        assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+        assert {p.ndim for p in groups[0]["params"]} == {2}
+        assert {p.ndim for p in groups[1]["params"]} == {1}
+        assert torch.cat([p.grad.ravel() for group in groups for p in group["params"]]).norm() < 1 + 1e-5
+        rates.append([group["lr"] for group in groups])
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    some = [part[:120] for part in data[:3]]
+    fit(*some, data[3], encoder=encoder(epochs=2, evaluations=1))
+    assert rates == [pytest.approx([1e-2 * (1 - k / 8)] * 2) for k in range(8)]
+
+
+def test_training_that_diverges_is_an_error(data):
+    with pytest.raises(FloatingPointError, match="lr: expected finite predictions, got others at step"):
+        fit(*data, encoder=encoder(lr=1e30))
+
+
+def test_bfloat16_is_near_float32_and_not_the_same(ragged):
+    exact, rounded = encoder().embed(ragged), encoder(dtype="bfloat16").embed(ragged)
+    assert rounded.dtype == np.float32
+    assert 1e-5 < np.abs(rounded - exact).max() < 0.05

@@ -192,6 +192,7 @@ def test_few_drifted_labels_are_better_learnt_warm_and_never_much_worse():
         assert (best.report.start, best.digest) == (better, {"warm": warm, "cold": cold}[better].digest)
         fresh, _ = documents(1000, seed + 100)
         truth = influences(fresh, 30)[:, 0] + drift * influences(fresh, seed)[:, 0]
+        assert warm.score(new).mean() == pytest.approx(0, abs=0.1)  # the intercept has followed
         gains.append(spearman(warm.score(fresh)[:, 0], truth) - spearman(cold.score(fresh)[:, 0], truth))
     assert min(gains) > -0.02
     assert gains[0] > 0.05

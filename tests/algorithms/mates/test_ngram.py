@@ -1,5 +1,6 @@
 """Hashed n-grams against their definition, ridge against a dense solve, and bits that nothing but texts change."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -156,7 +157,7 @@ def test_the_bits_of_a_fit_depend_on_neither_threads_nor_order(request):
     assert fit([texts[i] for i in order], labels[order], [ids[i] for i in order], ["planted"]).digest == here
     code = BITS_OF_A_FIT.format(tests=str(request.config.rootpath / "tests"))
     for threads in ("1", "2"):
-        of = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
+        of = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
         done = subprocess.run([sys.executable, "-c", code], env=of, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == here
 

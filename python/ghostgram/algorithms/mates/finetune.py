@@ -138,6 +138,10 @@ class Training:
 
     def _evaluate(self) -> None:
         predicted = run(self.net, self.net.head.out_features, self.held_out, self.recipe, self.net)
+        if not np.isfinite(predicted).all():
+            raise FloatingPointError(
+                f"lr: expected finite predictions, got others at step {self.step} of lr {self.recipe.lr}"
+            )
         rho = float(np.mean(rank_agreement(predicted, self.held_out_targets)))
         mse = float(np.nanmean((predicted - self.held_out_targets) ** 2))
         self.history.append({"step": self.step, "spearman": rho, "mse": mse})

@@ -119,9 +119,8 @@ class SparseRows:
         n, mean = len(self), float(targets.mean())
         centre = self.transposed_dot(np.full(n, 1 / n))
 
-        def normal(w: F64) -> F64:  # (X - 1 centre^T)^T (X - 1 centre^T) w; X^T 1 = n centre
-            image = self.dot(w) - float((centre * w).sum())
-            return self.transposed_dot(image) - centre * float(image.sum())
+        def normal(w: F64) -> F64:  # X^T (X - 1 centre^T) w: what X^T lacks of its centring meets a sum of 0
+            return self.transposed_dot(self.dot(w) - float((centre * w).sum()))
 
         shifts = np.asarray(strengths) - strengths[0]
         residual = self.transposed_dot(targets - mean)
