@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """MATES (arXiv 2406.06046): the model being trained chooses its next data."""
 
 from importlib import import_module
@@ -30,6 +29,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ghostgram.algorithms.mates' has no attribute {name!r}")
     return getattr(import_module(f"ghostgram.algorithms.mates.{_HOMES[name]}"), name)
-=======
-"""MATES (arXiv 2406.06046): pretraining data chosen by what one document would do to a reference loss."""
->>>>>>> influence

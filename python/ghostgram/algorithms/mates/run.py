@@ -211,7 +211,7 @@ def _fit(
             rows["text"].to_pylist(), labels.influence[order], rows["doc_id"].to_pylist(), labels.references,
             encoder=encoder, warm_start=previous, seed=seed, progress=progress, folder=Path(made.folder, "unfinished"),
             clusters=rows["cluster_id"].to_pylist() if "cluster_id" in rows.column_names else None,
-            reliability=(labels.manifest.get("audit") or {}).get("reliability"),
+            reliability=_reliability(labels.manifest.get("audit")),
         )  # fmt: skip
         model.save(home)
         agreement = {
@@ -222,6 +222,12 @@ def _fit(
     model = influence.load(home)
     made.require(**made_from, digest=model.digest)
     return made, model
+
+
+def _reliability(audit: dict[str, Any] | None) -> float | None:
+    """What an audit found the labels to be worth, on the reference that they say least about."""
+    found = [row["reliability"] for row in audit["worth"]] if audit else []
+    return min(found) if found and min(found) > 0 else None
 
 
 def _select(run: Path, number: int, scored: Stage, ledger: Ledger, draw: dict[str, Any]) -> tuple[Stage, Plan]:
