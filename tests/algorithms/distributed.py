@@ -65,6 +65,7 @@ SETTINGS = {
         options={"order": 2, "late": "replay"}, wrapper={"gradient_as_bucket_view": True}, spread=("ddp",),
         keeps_zeros=True,
     ),
+    "other layers": Setting("assorted", spread=("fsdp",)),
     "sharded in bfloat16": Setting(
         dtype=torch.float32, optimizer=torch.optim.SGD, options={"order": 2, "late": "replay"}, spread=("fsdp",),
         wrapper={"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)},
@@ -74,6 +75,37 @@ SETTINGS = {
         options={"order": 2, "late": "replay"}, wrapper={"find_unused_parameters": True}, spread=("ddp",)
     ),
 }  # fmt: skip
+
+
+class Assorted(nn.Module):
+    """A model of layers whose dots are taken in other ways than a linear layer's."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.filters, self.widen = nn.Conv1d(1, 6, 3, padding=1), nn.ConvTranspose1d(6, 8, 2)
+        self.bags = nn.EmbeddingBag(7, 8, mode="sum")
+        self.attend = nn.MultiheadAttention(8, 2, add_bias_kv=True, batch_first=True)
+        self.alone = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.gain, self.down = Gain(), nn.Linear(8, 1)
+        self.to(dtype)
+
+    def forward(self, x):
+        keys = torch.tanh(self.widen(torch.tanh(self.filters(x.unsqueeze(1))))).transpose(1, 2)
+        query = self.bags((3 * x.abs()).long().clamp_max(6)).unsqueeze(1)
+        mixed = self.attend(query, keys, keys)[0] + self.alone(keys, keys, keys, need_weights=False)[0]
+        return self.down(self.gain(mixed).sum(1)).squeeze(-1)
+
+
+class Gain(nn.Module):
+    """A layer with a forward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 8))
+
+    def forward(self, x):
+        return x * self.weight
 
 
 class Bare(Small):
@@ -89,9 +121,8 @@ class Bare(Small):
 
 def build(setting):
     """(model, loss(model, rows of a batch), batch(number, rows))."""
-    if setting.model in ("small", "bare"):
-        model = (Small if setting.model == "small" else Bare)(setting.dtype)
-        return model, mse, lambda count, seed: regression(count, seed, setting.dtype)
+    if model := {"small": Small, "bare": Bare, "assorted": Assorted}.get(setting.model):
+        return model(setting.dtype), mse, lambda count, seed: regression(count, seed, setting.dtype)
     return language_model(setting.model, setting.dtype), lm_loss, sentences
 
 
@@ -105,7 +136,8 @@ def spread_out(model, how, wrapper):
             "LlamaRMSNorm",
         }  # of one such layer the parameters are a group of their own, a block's another
         layers = [m for m in model.modules() if type(m).__name__ in alone][:1]
-        blocks = [m for name, m in model.named_modules() if name in ("up", "transformer.h.0", "model.layers.0")]
+        of_a_group = ("up", "transformer.h.0", "model.layers.0", "filters", "attend")
+        blocks = [m for name, m in model.named_modules() if name in of_a_group]
         for module in layers + blocks:
             fully_shard(module, **wrapper)
         fully_shard(model, **wrapper)
