@@ -58,6 +58,7 @@ SETTINGS = {
     "order 2, forward": Setting("small", options={"order": 2, "late": "forward"}, spread=("ddp",)),
     "audited": Setting("small", options={"audit_every": 2}, spread=("ddp",)),
     "fallback": Setting("bare", options={"fallback": "jvp"}, spread=("ddp",)),
+    "fallback, of uses of one rank": Setting("lopsided", options={"fallback": "jvp"}, spread=("ddp",)),
     "gradients as bucket views": Setting(
         options={"order": 2}, pieces=2, clip=0.5, wrapper={"gradient_as_bucket_view": True}, spread=("ddp",)
     ),
@@ -119,9 +120,26 @@ class Bare(Small):
         return super().forward(self.gain * x)
 
 
+class Lopsided(Small):
+    """On one rank alone uses two layers as no tap expects, past a forward and without samples, for the same numbers."""
+
+    def __init__(self, dtype):
+        super().__init__(dtype)
+        self.table = nn.Embedding(6, 5).to(dtype)
+
+    def forward(self, x):
+        ids = torch.tensor([[[0, 2, 3], [3, 4, 4]]])
+        if dist.is_initialized() and dist.get_rank() and x.shape[0] == ROWS // 2:
+            shifted = x + self.table(ids[0]).mean((0, 1))
+            hidden = nn.functional.linear(shifted, self.up.weight, self.up.bias)
+        else:
+            hidden = self.up(x + self.table(ids.expand(len(x), -1, -1)).mean((1, 2)))
+        return self.down(torch.tanh(self.norm(hidden))).squeeze(-1)
+
+
 def build(setting):
     """(model, loss(model, rows of a batch), batch(number, rows))."""
-    if model := {"small": Small, "bare": Bare, "assorted": Assorted}.get(setting.model):
+    if model := {"small": Small, "bare": Bare, "lopsided": Lopsided, "assorted": Assorted}.get(setting.model):
         return model(setting.dtype), mse, lambda count, seed: regression(count, seed, setting.dtype)
     return language_model(setting.model, setting.dtype), lm_loss, sentences
 
@@ -161,7 +179,7 @@ def synchronised(model, last):
 
 
 def run(setting, how="alone", log=None, steps=STEPS):
-    """Trains; what it found, as {"phi": {(step, id): [...]}, "ledger": rows, "weights": {...}}."""
+    """Trains; what it found, as {"phi": {(step, id): [...]}, "ledger": rows, "weights": {...}, "fallback": names}."""
     rank, size = (dist.get_rank(), dist.get_world_size()) if how != "alone" else (0, 1)
     net, loss, batches = build(setting)
     model = spread_out(net, how, setting.wrapper)
@@ -194,7 +212,7 @@ def run(setting, how="alone", log=None, steps=STEPS):
     phi = {(r["step"], r["sample_id"]): [v for k, v in r.items() if k.startswith("phi")] for r in rows}
     assert {r["rank"] for r in rows} == {rank}
     weights = {name: _whole(p).detach().clone() for name, p in net.named_parameters()}
-    return {"phi": phi, "ledger": ledger, "weights": weights}
+    return {"phi": phi, "ledger": ledger, "weights": weights, "fallback": sorted(shapley.coverage().fallback)}
 
 
 def _whole(tensor):

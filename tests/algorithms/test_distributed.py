@@ -62,6 +62,11 @@ def test_several_ranks_find_what_one_process_finds(spread, how, count, name):
         torch.testing.assert_close(ranks[0]["weights"][n], weight, rtol=tolerance, atol=max(tolerance, 1e-9))
 
 
+def test_what_one_rank_leaves_to_forward_mode_all_do(spread):
+    for rank in spread("ddp", 2):
+        assert rank["fallback, of uses of one rank"]["fallback"] == ["table.weight", "up.bias", "up.weight"]
+
+
 def test_ways_to_spread_a_model_that_are_not_supported_are_named(tmp_path):
     for message in on_ranks(2, runs.refusals, tmp_path):
         assert "tensor parallelism is not supported" in message["tensor"]

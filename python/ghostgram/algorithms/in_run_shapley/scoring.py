@@ -318,7 +318,7 @@ class Scorer:
     def _check(self, step: Step, directions: Directions, scales: Mapping[nn.Parameter, float]) -> None:
         """The sum check, after which parameters with an untapped use may join those that forward mode scores."""
         assert step.record is not None
-        if self.taps.passed_over and self._demote(step, directions, self.taps.passed_over):
+        if self.settings.fallback == "jvp" and self._demote(step, directions, self.taps.passed_over):
             # Where tokens are dispatched, as many of them as samples may have been taken for these: their sum is right.
             self._demote(step, directions, unlike_the_oracle(self, step.microbatches, directions))
         try:
@@ -330,8 +330,13 @@ class Scorer:
             check_sums(self, step.microbatches, directions, step.record, scales)
 
     def _demote(self, step: Step, directions: Directions, parameters: Iterable[nn.Parameter]) -> bool:
-        """From now on forward mode scores these parameters, whose taps do not see all of their uses; False if none."""
-        names = [self.names[p] for p in parameters if self.names[p] in self.coverage.scored]
+        """From now on forward mode scores these parameters, whose taps do not see all of their uses; False if none.
+
+        On all ranks those that any of them names: what one has, others may have used as the taps expect.
+        """
+        scored, missed = list(self.coverage.scored), {self.names[p] for p in parameters}
+        found = self.ranks.over_samples(torch.tensor([name in missed for name in scored], dtype=torch.float64))
+        names = [name for name, ranks in zip(scored, found, strict=True) if ranks]
         self.taps.passed_over.clear()
         if not names:
             return False
