@@ -25,7 +25,7 @@ class WithDropout(Small):
 
 
 def train(folder, rank=0, ranks=1, going=lambda: None):
-    """All steps that are left, with a checkpoint at first and after every fourth, a part of the log after every third."""
+    """All steps that are left; a checkpoint before them and after every fourth, a part of the log after every third."""
     torch.manual_seed(rank)
     net = WithDropout()
     model = DistributedDataParallel(net) if ranks > 1 else net
