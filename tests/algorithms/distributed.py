@@ -220,8 +220,11 @@ def _whole(tensor):
 
 
 def run_all(rank, place, how, names):
-    """`run` for several settings in one group of processes."""
-    return {name: run(SETTINGS[name], how) for name in names}
+    """`run` for several settings, and then what is refused, in one group of processes: each takes seconds to start."""
+    found = {name: run(SETTINGS[name], how) for name in names}
+    if (how, dist.get_world_size()) == ("ddp", 2):
+        found |= {"refusals": refusals(rank), "missed": use_missed_by_taps(rank)}
+    return found
 
 
 def engine(model, trained=None, **options):
@@ -230,7 +233,7 @@ def engine(model, trained=None, **options):
     return gg.InRunShapley(model, optimizer, lambda m: m(torch.ones(1, 5)).sum(), **options)
 
 
-def refusals(rank, place):
+def refusals(rank):
     """The messages with which ways to spread a model are refused."""
     mesh = init_device_mesh("cpu", (2,))
 
@@ -270,7 +273,7 @@ def refusals(rank, place):
     return messages
 
 
-def use_missed_by_taps(rank, place):
+def use_missed_by_taps(rank):
     """The error of a run in which one rank alone uses a weight outside its layer."""
     model = DistributedDataParallel(Small())
     x, y = cut(regression(ROWS, 1), rank, 2)
