@@ -55,7 +55,7 @@ def test_what_is_committed_is_read_in_the_order_of_units(stage, tmp_path):
 
 
 def test_same_rows_give_the_same_bytes_however_they_are_chunked(stage):
-    table = rows(100_000, 0)  # more than a page of doc_id
+    table = rows(5000, 0)
     stage.commit("0", table)
     before = files(stage.folder)
     stage.commit("0", pa.concat_tables([table[:1], table[1:77], table[77:]]))
