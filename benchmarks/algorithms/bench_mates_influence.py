@@ -31,7 +31,7 @@ from ghostgram.algorithms.mates.ngram import HashedNgramRidge
 from ghostgram.algorithms.mates.targets import prepare
 from ghostgram.data import load_text
 
-LENGTH, LABELS, ENCODER_LABELS, SHUFFLES = 500, 8000, 400, 20
+LENGTH, LABELS, ENCODER_LABELS, SHUFFLES = 500, 8000, 200, 20
 
 
 def pieces(documents: list[str]) -> list[str]:
@@ -158,7 +158,7 @@ def trained(encoder: HFEncoder, texts: list[str], labels: np.ndarray, ids: list[
     with timed(fitting):
         model = fit(texts, labels, ids, ["docs"], encoder=encoder, progress=True)
     with timed(scoring):
-        model.score(texts[:200])
+        model.score(texts)
     parameters = sum(p.numel() for p in model.encoder.net.parameters()) / 1e6
     table = Table(title=f"HFEncoder, {parameters:.1f} M weights")
     for name in ("labels", "epochs", "fit, s", "fit, docs/s and epoch", "score, docs/s", "Spearman", "n-gram"):
@@ -166,7 +166,7 @@ def trained(encoder: HFEncoder, texts: list[str], labels: np.ndarray, ids: list[
     head, epochs = model.report.heads[0], encoder.recipe.epochs
     table.add_row(
         f"{len(texts)}", f"{epochs}", f"{fitting[0]:.0f}", f"{len(texts) * epochs / fitting[0]:.0f}",
-        f"{200 / scoring[0]:.0f}", f"{head.spearman:.3f} ({head.low:.3f} to {head.high:.3f})",
+        f"{len(texts) / scoring[0]:.0f}", f"{head.spearman:.3f} ({head.low:.3f} to {head.high:.3f})",
         f"{model.report.floor[0]:.3f}",
     )  # fmt: skip
     console.print(table)
