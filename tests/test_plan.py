@@ -158,7 +158,10 @@ import {module}
 """
 
 
-@pytest.mark.parametrize(("module", "works"), [("ghostgram", True), ("ghostgram.taps", False)])
+@pytest.mark.parametrize(
+    ("module", "works"),
+    [("ghostgram", True), ("ghostgram.algorithms.mates.curve", True), ("ghostgram.taps", False)],
+)
 def test_the_package_imports_without_torch(module, works):
     done = subprocess.run([sys.executable, "-c", IMPORT_WITHOUT_TORCH.format(module=module)], capture_output=True)
     assert (done.returncode == 0) == works, done.stderr.decode()
