@@ -80,7 +80,7 @@ def select(
             comes with two scores, lengths or clusters; or two documents' ids have equal first 8 bytes.
 
     Cost:
-        Some 300 bytes of memory for each document chosen, 40 for each that the ledger holds, and some MiB. With quotas
+        Memory of 350 to 500 bytes for each document chosen, 40 for each that the ledger holds, and some MiB. With quotas
         and `one_per` at once, more: candidates are then kept from the whole pool until every share is filled.
 
     Source:
