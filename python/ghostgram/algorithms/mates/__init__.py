@@ -1,5 +1,1 @@
-<<<<<<< HEAD
-"""MATES (arXiv 2406.06046): pretraining data chosen by what one document would do to a reference loss."""
-=======
-"""MATES (arXiv 2406.06046): ask the model in training what a document would do, teach a small model to tell, select."""
->>>>>>> select
+"""MATES (arXiv 2406.06046): the model being trained chooses its next data."""
