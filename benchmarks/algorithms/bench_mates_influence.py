@@ -31,7 +31,7 @@ from ghostgram.algorithms.mates.ngram import HashedNgramRidge
 from ghostgram.algorithms.mates.targets import prepare
 from ghostgram.data import load_text
 
-LENGTH, LABELS, ENCODER_LABELS, SHUFFLES = 500, 16000, 1000, 20
+LENGTH, LABELS, ENCODER_LABELS, SHUFFLES = 500, 8000, 200, 20
 
 
 def pieces(documents: list[str]) -> list[str]:
@@ -84,7 +84,7 @@ def random_bert(texts: list[str]) -> HFEncoder:
         vocab_size=4096, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="[PAD]")
-    return HFEncoder(BertModel(config), tokenizer, chunk_len=256, batch=32, lr=3e-4, epochs=3, device="cpu")
+    return HFEncoder(BertModel(config), tokenizer, chunk_len=256, batch=32, lr=3e-4, epochs=1, device="cpu")
 
 
 def ngram_model(texts: list[str], labels: np.ndarray, ids: list[bytes], console: Console) -> None:
@@ -100,7 +100,7 @@ def ngram_model(texts: list[str], labels: np.ndarray, ids: list[bytes], console:
         "Spearman",
     ):
         table.add_column(name, justify="right")
-    for count in (LABELS // 16, LABELS // 4, LABELS):
+    for count in (LABELS // 8, LABELS // 2, LABELS):
         some = texts[:count]
         hashing, fitting, scoring = [], [], []
         for _ in range(2):
@@ -123,7 +123,7 @@ def shuffled(texts: list[str], labels: np.ndarray, ids: list[bytes], console: Co
     table = Table(title=f"Shuffled labels: held-out Spearman of {SHUFFLES} fits")
     for name in ("held out", "mean", "largest"):
         table.add_column(name, justify="right")
-    for count in (LABELS // 16, LABELS // 8):
+    for count in (LABELS // 8, LABELS // 4):
         data = prepare(texts[:count], labels[:count], ids[:count], ["docs"])
         ridge = HashedNgramRidge()
         train, beside = ridge.features(data.train.texts), ridge.features(data.held_out.texts)
@@ -158,7 +158,7 @@ def trained(encoder: HFEncoder, texts: list[str], labels: np.ndarray, ids: list[
     with timed(fitting):
         model = fit(texts, labels, ids, ["docs"], encoder=encoder, progress=True)
     with timed(scoring):
-        model.score(texts[:200])
+        model.score(texts)
     parameters = sum(p.numel() for p in model.encoder.net.parameters()) / 1e6
     table = Table(title=f"HFEncoder, {parameters:.1f} M weights")
     for name in ("labels", "epochs", "fit, s", "fit, docs/s and epoch", "score, docs/s", "Spearman", "n-gram"):
@@ -166,7 +166,7 @@ def trained(encoder: HFEncoder, texts: list[str], labels: np.ndarray, ids: list[
     head, epochs = model.report.heads[0], encoder.recipe.epochs
     table.add_row(
         f"{len(texts)}", f"{epochs}", f"{fitting[0]:.0f}", f"{len(texts) * epochs / fitting[0]:.0f}",
-        f"{200 / scoring[0]:.0f}", f"{head.spearman:.3f} ({head.low:.3f} to {head.high:.3f})",
+        f"{len(texts) / scoring[0]:.0f}", f"{head.spearman:.3f} ({head.low:.3f} to {head.high:.3f})",
         f"{model.report.floor[0]:.3f}",
     )  # fmt: skip
     console.print(table)

@@ -42,6 +42,11 @@ def state_is_ready(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
     return isinstance(optimizer, torch.optim.SGD) or "exp_avg_sq" in optimizer.state.get(parameter, {})
 
 
+def local_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str, Any]:
+    """An optimizer's state of a parameter, of sharded tensors the parts that this process holds."""
+    return {n: local(v) if isinstance(v, Tensor) else v for n, v in optimizer.state.get(parameter, {}).items()}
+
+
 def linearize(
     optimizer: torch.optim.Optimizer,
     group: Mapping[str, Any],

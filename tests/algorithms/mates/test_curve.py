@@ -83,7 +83,7 @@ def test_a_gain_is_worth_what_it_does_to_a_selection():
         assert truth[np.argsort(-score)[:80_000]].mean() == pytest.approx(rho * intensity(0.2), abs=0.01)
     curve = Curve((Point(1000, 0.5, 0.49, 0.51, (0.5,)),), Law(0.7, 3.0, 0.5), (2e-3, 4e-3))
     gained = curve.law.at(2000) - curve.law.at(1000)
-    assert curve.value(1e9) == pytest.approx(gained * 1.39981 * 3e-3 / (1000 * 1e9), rel=1e-4)
+    assert curve.value(1e9) == pytest.approx(gained * 1.39981 * 3e-3 / (1000 * 1e9), rel=1e-4, abs=0)
     with pytest.raises(ValueError, match="flops_per_label: expected a positive"):
         curve.value(0.0)
     with pytest.raises(ValueError, match="share: expected"):

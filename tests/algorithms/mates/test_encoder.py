@@ -8,11 +8,13 @@ pytest.importorskip("transformers")
 
 from algorithms.mates.planted import WORDS, documents, influences
 from algorithms.mates.tiny_bert import bert, tokenizer
+from ghostgram.algorithms.mates import finetune
 from ghostgram.algorithms.mates.encoder import HFEncoder
 from ghostgram.algorithms.mates.finetune import Training
 from ghostgram.algorithms.mates.influence import fit, load
 from ghostgram.algorithms.mates.pooling import in_batches, tokenised
 from ghostgram.algorithms.mates.stats import spearman
+from ghostgram.algorithms.mates.targets import prepare
 
 SETTINGS = {"chunk_len": 40, "batch": 32, "lr": 1e-2, "epochs": 3, "evaluations": 4, "device": "cpu"}
 
@@ -240,6 +242,23 @@ def test_rates_fall_linearly_and_matrices_alone_decay(data, monkeypatch):
     some = [part[:120] for part in data[:3]]
     fit(*some, data[3], encoder=encoder(epochs=2, evaluations=1))
     assert rates == [pytest.approx([1e-2 * (1 - k / 8)] * 2) for k in range(8)]
+
+
+def test_the_weights_of_the_best_evaluation_are_kept(data, monkeypatch):
+    predictions = []
+
+    def second_is_best(predicted, targets):
+        predictions.append(predicted)
+        return np.array([0.9 if len(predictions) == 2 else 0.1])
+
+    monkeypatch.setattr(finetune, "rank_agreement", second_is_best)
+    some = [part[:120] for part in data[:3]]
+    model = fit(*some, data[3], encoder=encoder(epochs=1))
+    held_out = prepare(*some, data[3]).held_out.texts
+    assert model.report.notes["kept_step"] == 2
+    assert len(predictions) == 4
+    np.testing.assert_allclose(model.score(held_out), predictions[1], atol=1e-6)
+    assert np.abs(predictions[3] - predictions[1]).max() > 1e-3
 
 
 def test_training_that_diverges_is_an_error(data):

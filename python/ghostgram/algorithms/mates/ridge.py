@@ -105,7 +105,7 @@ class SparseRows:
             that has entries.
 
         Source:
-            Jegerlehner, hep-lat/9612014, equations 2.42 to 2.44.
+            Jegerlehner, hep-lat/9612014.
         """
         used = np.flatnonzero(np.bincount(self.columns, minlength=self.width))
         if len(used) < self.width:  # of a column without entries the weight is 0

@@ -80,8 +80,8 @@ def select(
             comes with two scores, lengths or clusters; or two documents' ids have equal first 8 bytes.
 
     Cost:
-        Some 300 bytes of memory for each document chosen, 40 for each that the ledger holds, and some MiB. With quotas
-        and `one_per` at once, more: candidates are then kept from the whole pool until every share is filled.
+        Memory of 350 to 500 bytes for each document chosen, 40 for each that the ledger holds, and some MiB. With
+        quotas and `one_per` at once, more: candidates are then kept from the whole pool until every share is filled.
 
     Source:
         arXiv 2406.06046, section 3; Gumbel-top-k is arXiv 1903.06059.
