@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.expansion import vocabulary
+from ghostgram.algorithms.mates.expansion import slopes, vocabulary
 from ghostgram.algorithms.mates.first_order import AdamLabels, DotsLabels
 from ghostgram.algorithms.mates.forward import DifferenceLabels, JvpLabels
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
@@ -154,6 +154,28 @@ def test_rows_of_own_tokens_take_the_step_as_it_is(probed):
         rows.append(along_steps(view, [one], along, step))
     backend = DotsLabels(view.model, view, references, TASK, capped=False)
     assert close(without_null_gain(backend), torch.cat(rows), 1e-11)
+
+
+def test_slopes_are_capped_where_typical_entries_saturate(probed):
+    """At an entry of typical size the capped step's linear and real growth of the second moment meet."""
+    view, references, *_ = probed
+    found, share = slopes(view, references, TASK, capped=True)
+    squares, counts = dict.fromkeys(view.names, 0.0), dict.fromkeys(view.names, 0)
+    for r in references:
+        for text, mask in zip(r.ids, r.mask, strict=True):
+            grads = torch.autograd.grad(TASK.losses(view.model, text[None], mask[None]).sum(), list(view.names))
+            clip = min(1.0, view.clip / (float(torch.cat([g.flatten() for g in grads]).norm()) + 1e-6))
+            for p, g in zip(view.names, grads, strict=True):
+                squares[p] += float((clip * g).square().sum())
+                counts[p] += int((g != 0).sum())
+    cut = 0
+    for p in view.names:
+        eta, b1, b2, _, bc1, bc2 = view.scalars(p)
+        gamma = (squares[p] / counts[p]) ** 0.5
+        cap = eta * (1 - b1) / bc1 / (gamma * ((1 - b2) / bc2) ** 0.5)
+        assert close(found[p], view.slope(p).clamp(max=cap), 1e-12)
+        cut += int((view.slope(p) > cap).sum())
+    assert 0 < share == cut / sum(p.numel() for p in view.names)
 
 
 @pytest.mark.parametrize("kind", [DotsLabels, AdamLabels, JvpLabels])
