@@ -13,6 +13,7 @@ from ghostgram.algorithms.mates.first_order import DotsLabels
 from ghostgram.algorithms.mates.labels import label, label_key
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.store import Stage
+from ghostgram.algorithms.mates.task import Task
 
 GIVEN, REFERENCES = pool(48), [reference(24)]
 
@@ -121,6 +122,24 @@ def test_exact_labels_tell_what_the_reference_is_worth(job):
     assert worth["drift"] == -1.0
     assert labels.table.drop_columns("is_audit").equals(exact.table.drop_columns("is_audit"))
     assert exact.manifest["audit"] is None
+
+
+def test_labels_that_drown_in_rounding_are_noticed():
+    def rounded(model, ids):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(ids)
+
+    model, optimizer = trained(weight_decay=0.1, lr=1e-5, dtype=torch.float32)
+    found = [
+        label(
+            model, optimizer, GIVEN, REFERENCES, task, backend="exact", clip=1.0, audit=24, wider=TASK, progress=False
+        )
+        for task in (TASK, Task(bytes_of, rounded))
+    ]
+    same, coarse = (labels.manifest["audit"] for labels in found)
+    assert same["worth"][0]["numeric"] == 1.0
+    assert coarse["worth"][0]["numeric"] < 0.97
+    assert any("the exact labels on kept are noisy" in advice for advice in coarse["advice"])
 
 
 def test_too_few_documents_cannot_be_audited(job):

@@ -189,12 +189,13 @@ def test_killed_and_resumed_is_the_same_to_the_byte(tmp_path):
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
-def test_influences_that_are_not_finite_name_their_documents():
+@pytest.mark.parametrize("audit", [0, 16], ids=["labelled", "audited"])
+def test_influences_that_are_not_finite_name_their_documents(audit):
     model, optimizer = trained()
-    given = pool(6)
+    given = pool(16)
     task = Task(bytes_of, lambda model, ids: model(ids) / (ids[:, :1, None] != ord(given["text"][2].as_py()[0])))
     with pytest.raises(ValueError, match=f"of {given['doc_id'][2].as_py().hex()}.* is not finite"):
-        label(model, optimizer, given, [reference(1, 5)], task, backend="exact", audit=0, progress=False)
+        label(model, optimizer, given, [reference(1, 5)], task, backend="exact", audit=audit, progress=False)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

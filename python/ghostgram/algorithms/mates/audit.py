@@ -276,7 +276,8 @@ def _worth(
     seed: int,
 ) -> list[Worth]:
     exact = probes.exact.values.numpy()
-    again = None if wider is None else wider.influence(probes.ids[:REPEATED], probes.mask[:REPEATED]).values.numpy()
+    few = min(REPEATED, len(exact))
+    again = None if wider is None else wider.influence(probes.ids[:few], probes.mask[:few]).values.numpy()
     said = None if previous is None else np.asarray(previous(len(exact)), np.float64)
     if said is not None and said.shape != exact.shape:
         raise ValueError(f"previous: expected scores of shape {exact.shape}, got {said.shape}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ghostgram.algorithms.mates.audit import FEWEST, MOST, audit
 from ghostgram.algorithms.mates.backend import Influence, LabelBackend
+from ghostgram.algorithms.mates.exact import ExactLabels
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.reference import Reference
 from ghostgram.algorithms.mates.rows import Rows
@@ -60,6 +61,13 @@ class Backends:
             self._prepared.add(name)
         return backend
 
+    def exact_by(self, task: Task) -> Any:
+        """Exact labels of another task, ready to label."""
+        model, view, references, _ = self._arguments
+        backend = ExactLabels(model, view, references, task)
+        backend.prepare()
+        return backend
+
     def why_not(self, name: str) -> str | None:
         """Why a backend cannot run here, or None; it is prepared then."""
         if reason := self.of(name).why_not():
@@ -88,10 +96,15 @@ class Shared:
     """A backend whose documents replicas share out: each takes every size-th, and all get the results of all.
 
     Alone, and under `fully_shard` where all work on each document together, it is the backend itself.
+
+    Args:
+        backend: The backend, prepared.
+        ranks: The processes.
+        check: Looks at what documents (ids, influence) were found to do, before anyone computes with it.
     """
 
-    def __init__(self, backend: Any, ranks: Ranks) -> None:
-        self._backend, self._ranks = backend, ranks
+    def __init__(self, backend: Any, ranks: Ranks, check: Callable[[Tensor, Influence], None]) -> None:
+        self._backend, self._ranks, self._check = backend, ranks, check
         self._alone = ranks.size == 1 or ranks.sharded
 
     def __getattr__(self, name: str) -> Any:
@@ -101,17 +114,21 @@ class Shared:
         """See `LabelBackend`."""
         if self._alone:
             found: Influence = self._backend.influence(ids, mask)
-            return found
-        (merged,) = self._merged(len(ids), lambda mine: (self._backend.influence(ids[mine], mask[mine]),))
-        return Influence(*merged)
+        else:
+            (merged,) = self._merged(len(ids), lambda mine: (self._backend.influence(ids[mine], mask[mine]),))
+            found = Influence(*merged)
+        self._check(ids, found)
+        return found
 
     def probe(self, ids: Tensor, mask: Tensor) -> tuple[Influence, list[Tensor]]:
         """See `ExactLabels`."""
         if self._alone:
-            found: tuple[Influence, list[Tensor]] = self._backend.probe(ids, mask)
-            return found
-        influence, examples = self._merged(len(ids), lambda mine: self._backend.probe(ids[mine], mask[mine]))
-        return Influence(*influence), list(examples)
+            found, examples = self._backend.probe(ids, mask)
+        else:
+            merged, examples = self._merged(len(ids), lambda mine: self._backend.probe(ids[mine], mask[mine]))
+            found = Influence(*merged)
+        self._check(ids, found)
+        return found, examples
 
     def _merged(self, count: int, of_mine: Callable[[slice], Sequence[Sequence[Tensor]]]) -> list[list[Tensor]]:
         """Tensors over documents, put together from what each process has of them."""
@@ -134,6 +151,7 @@ def choose(
     rows: Rows,
     ranks: Ranks,
     settings: Mapping[str, Any],
+    wider: Task | None,
     previous: Callable[[Sequence[str]], ArrayLike] | None,
 ) -> Choice:
     """The backend to label with, the audit that led to it, and the exact labels that it took; see `label`.
@@ -143,7 +161,16 @@ def choose(
         AuditError: None that may be used passes.
     """
     wanted, begin, accept_rho = (settings[name] for name in ("backend", "audit", "accept_rho"))
-    exact: Any = Shared(backends["exact"], ranks)
+    ids, mask = rows.encoded(rows.by_id[: max(MOST, begin)])
+    numbers = {row.numpy().tobytes(): i for row, i in zip(ids, rows.by_id, strict=False)}
+
+    def check(ids: Tensor, influence: Influence) -> None:
+        rows.check([numbers[row.numpy().tobytes()] for row in ids], influence)
+
+    def shared(name: str) -> Any:
+        return Shared(backends[name], ranks, check)
+
+    exact = shared("exact")
     names = [r.name for r in rows.references]
     facts: dict[str, Any] = {
         "base_loss": dict(zip(names, exact.base_loss.tolist(), strict=True)),
@@ -156,10 +183,10 @@ def choose(
         assert previous is not None
         return previous([rows.texts[i] for i in rows.by_id[:count]])
 
-    ids, mask = rows.encoded(rows.by_id[: max(MOST, begin)])
+    ladder = (exact if name == "exact" else shared(name) for name in _ladder(backends, wanted, len(rows.ids)))
     found = audit(
-        ids, mask, exact, _ladder(backends, exact, ranks, wanted, len(rows.ids)), begin=min(begin, len(ids)),
-        most=len(ids), accept_rho=accept_rho, previous=previous and drift,
+        ids, mask, exact, ladder, begin=min(begin, len(ids)), most=len(ids), accept_rho=accept_rho,
+        wider=backends.exact_by(wider) if wider else None, previous=previous and drift,
     )  # fmt: skip
     audited = rows.by_id[: found.documents]
     chosen = str(found.backend)
@@ -170,30 +197,25 @@ def choose(
     return agreed
 
 
-def _ladder(backends: Backends, exact: Shared, ranks: Ranks, wanted: str, documents: int) -> Iterator[Any]:
-    """The backends that may be used, cheapest first, each made ready when the one before has failed."""
-    if wanted == "exact":
-        yield exact
-        return
+def _ladder(backends: Backends, wanted: str, documents: int) -> Iterator[str]:
+    """The backends that may be used, in the order in which they are tried, each ready."""
     if wanted != "auto":
         if reason := backends.why_not(wanted):
             raise ValueError(f"backend: {wanted!r} cannot run here: {reason}")
-        yield Shared(backends[wanted], ranks)
+        yield wanted
         return
-    reasons = {}
-    first = None
-    for name in AUTO:
-        if not (reason := backends.why_not(name)):
-            first = name
-            break
-        reasons[name] = reason
-    order = [name for name in BACKENDS if name != "exact"]
-    for name in order[order.index(first) :] if first else []:
-        if name == first or not backends.why_not(name):
-            yield Shared(backends[name], ranks)
+    reasons: dict[str, str] = {}
+    for first in AUTO:
+        if reason := backends.why_not(first):
+            reasons[first] = reason
+            continue
+        yield first
+        order = [*BACKENDS]
+        yield from (name for name in order[order.index(first) + 1 : -1] if not backends.why_not(name))
+        break
     if documents <= AFFORDABLE:
-        yield exact
-    elif first is None:
+        yield "exact"
+    elif len(reasons) == len(AUTO):
         raise ValueError(
             f"backend: expected 'exact', or at most {AFFORDABLE} documents where nothing cheaper can run, got 'auto' "
             f"and {documents}; " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

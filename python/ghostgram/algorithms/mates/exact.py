@@ -45,7 +45,7 @@ class ExactLabels:
         Memory: the snapshot, and what a step on one document takes.
 
     Source:
-        arXiv 2406.06046, section 3.2, with the sign turned and the loss before the step subtracted.
+        arXiv 2406.06046, with the sign turned and the loss before the step subtracted.
     """
 
     name = "exact"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def label(
     chunk: int = 64,
     audit: int = 256,
     accept_rho: float | None = None,
+    wider: Task | None = None,
     previous: Callable[[Sequence[str]], ArrayLike] | None = None,
     progress: bool = True,
 ) -> Labels:
@@ -99,6 +101,8 @@ def label(
         audit: Documents to begin the audit with; more are taken while its verdict is open. With "exact" labels it
             tells what the references are worth, and may be 0.
         accept_rho: A lower bar for the audit's rank correlation than its own, if that is to do.
+        wider: The task by wider arithmetic, where `task` has 16-bit autocast in its `logits`: the audit labels 64
+            documents by both, and reports whether the exact labels drown in rounding.
         previous: What the influence model of the stage before says of texts, (n, R) for n of them: the audit reports
             its rank correlation with today's exact labels, and so how far training has drifted from it.
         progress: Whether a bar shows how far it is, where rich is installed.
@@ -118,7 +122,7 @@ def label(
         raise ValueError(f"backend: expected auto, {', '.join(BACKENDS)}, got {backend!r}")
     rows = Rows(documents, references, task, chunk)
     view = OptimizerView(model, optimizer, clip=clip, lrs=lrs)
-    job = _Job(rows, view, backend, audit, accept_rho, previous, progress)
+    job = _Job(rows, view, backend, audit, accept_rho, wider, previous, progress)
     if stage is not None:
         return job.run(stage, leads=view.ranks.rank == 0)
     if view.ranks.size > 1 and not view.ranks.sharded:
@@ -157,10 +161,11 @@ class _Job:
         backend: str,
         audit: int,
         accept_rho: float | None,
+        wider: Task | None = None,
         previous: Callable[[Sequence[str]], ArrayLike] | None = None,
         progress: bool = False,
     ) -> None:
-        self.rows, self.ranks, self.previous, self.progress = rows, view.ranks, previous, progress
+        self.rows, self.ranks, self.wider, self.previous, self.progress = rows, view.ranks, wider, previous, progress
         self.settings: dict[str, Any] = {
             "backend": backend, "clip": view.clip, "lrs": view.lrs, "chunk": rows.chunk, "audit": audit,
             "accept_rho": accept_rho,
@@ -187,7 +192,7 @@ class _Job:
 
     def _begin(self, stage: Stage, leads: bool, made_from: dict[str, Any]) -> Choice:
         """Chooses a backend, and writes what it was chosen by."""
-        choice = choose(self.backends, self.rows, self.ranks, self.settings, self.previous)
+        choice = choose(self.backends, self.rows, self.ranks, self.settings, self.wider, self.previous)
         if leads:
             if choice.table is not None:
                 stage.commit(AUDIT, choice.table, input=self.rows.input(self.rows.by_id[: choice.audited]))
@@ -214,8 +219,9 @@ class _Job:
     def _flops(self, table: pa.Table) -> dict[str, float]:
         """What the rows took, by backend, as counted by each."""
         found: dict[str, float] = {}
-        for name, length in zip(table["backend"].to_pylist(), table["length"].to_pylist(), strict=True):
-            found[name] = found.get(name, 0.0) + self.backends.of(name).flops(length)
+        kinds = Counter(zip(table["backend"].to_pylist(), table["length"].to_pylist(), strict=True))
+        for (name, length), count in sorted(kinds.items()):
+            found[name] = found.get(name, 0.0) + count * self.backends.of(name).flops(length)
         return found
 
 

@@ -87,9 +87,7 @@ class Rows:
         """
         import pyarrow as pa
 
-        broken = ~(influence.values.isfinite().all(1) & influence.own_loss.isfinite())
-        if wrong := [self.ids[rows[int(i)]].hex() for i in broken.nonzero()]:
-            raise ValueError(f"documents: influence or loss of {listed(wrong)} is not finite")
+        self.check(rows, influence)
 
         def float32(values: Tensor) -> pa.Array:
             return pa.array(values.numpy().astype(np.float32))
@@ -107,6 +105,12 @@ class Rows:
         columns |= {"own_loss": float32(influence.own_loss), "backend": pa.array([backend] * n, pa.string())}
         columns["is_audit"] = pa.array([audited] * n)
         return pa.table(columns)
+
+    def check(self, rows: Sequence[int], influence: Influence) -> None:
+        """Raises ValueError, naming documents, unless all influences and losses are finite."""
+        broken = ~(influence.values.isfinite().all(1) & influence.own_loss.isfinite())
+        if wrong := [self.ids[rows[int(i)]].hex() for i in broken.nonzero()]:
+            raise ValueError(f"documents: influence or loss of {listed(wrong)} is not finite")
 
     def in_order(self, table: pa.Table) -> pa.Table:
         """A table of all documents, in the order in which they were given."""
