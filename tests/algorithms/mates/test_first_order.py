@@ -233,9 +233,7 @@ def test_models_of_transformers_agree_with_materialised_gradients(kind):
     single = single_gradients(view, ids, mask)
     tables = {"gpt2 tied": {"wte"}, "llama": {"embed_tokens", "lm_head"}}
     special = vocabulary(view, TASK, references[0])
-    assert {view.names[p].split(".")[-2] for p in special} == (
-        {"wte"} if "tied" in kind else {"embed_tokens", "lm_head"}
-    )
+    assert {view.names[p].split(".")[-2] for p in special} == tables[kind]
     for backend, step in (
         (AdamLabels(model, view, references, TASK), view.delta),
         (DotsLabels(model, view, references, TASK, vocab="frozen", capped=False), lambda p, g: -view.slope(p) * g),
