@@ -54,8 +54,9 @@ template <class T> GG_FUNCTION StepState<T> step_state(const StepConstants<T> &c
 // d / unit; x comes with the sign of g.
 template <class T> GG_FUNCTION batch<T> step_change(T eps, StepState<T> state, batch<T> x) {
   using Range = StepRange<T>;
-  const batch<T> longest = larger(of_bits(bits_of(x) & ~Range::sign), state.root);
-  const batch<T> p = of_bits(~bits_of(longest) & Range::exponent); // whose exponent is minus that, and one more
+  // Numbers without a sign are ordered as their bits are; p's exponent is minus that of the larger, and one more.
+  const auto larger_bits = larger(bits_of(x) & ~Range::sign, bits_of(state.root));
+  const batch<T> p = of_bits(~larger_bits & Range::exponent);
   const batch<T> scaled = x * p, root0 = state.root * p, square = scaled * scaled;
   const batch<T> root = normal_root(root0 * root0 + square), roots = root + root0;
   return normal_quotient(state.pull * square - scaled * roots, (root + eps * p) * roots);

@@ -109,8 +109,8 @@ MUTANTS = {
     },
     "adam_dots": {
         "the momentum's part is left out": ("state.pull * square - scaled", "-scaled", "adam_dots/step.h"),
-        "the step's sign is lost": ("x * p, root0", "longest * p, root0", "adam_dots/step.h"),
-        "squares out of range": ("of_bits(~bits_of(longest) & Range::exponent)", "1 - batch<T>{}", "adam_dots/step.h"),
+        "the step's sign is lost": ("x * p, root0", "larger(x, -x) * p, root0", "adam_dots/step.h"),
+        "squares out of range": ("of_bits(~larger_bits & Range::exponent)", "1 - batch<T>{}", "adam_dots/step.h"),
         "eps is not scaled": ("eps * p", "eps", "adam_dots/step.h"),
         "nothing keeps denominators from 0": ("0x1p-118f", "0", "adam_dots/step.h"),
         "v without its bias correction": ("s.beta2 / s.bc2)), eps", "s.beta2)), eps", "adam_dots/step.h"),
