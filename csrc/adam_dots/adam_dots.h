@@ -6,7 +6,7 @@
 //
 // where step(g) = -eta (m' / bc1) / (sqrt(v' / bc2) + eps), m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2)
 // g^2, elementwise; weight decay is in both steps and drops out. The difference is computed without cancellation
-// (step.h), so it keeps its digits where g is small beside m and v; where g = 0 it is 0.
+// (core/adam_step.h), so it keeps its digits where g is small beside m and v; where g = 0 it is 0.
 //
 // a (B,T,d) and b (B,T,p) share one dtype: f32, bf16, f16 or f64; m and v (p,d) share one, and so do the D (R,p,d):
 // each that of a and b, or that of the sums, which is float32 (float64 for f64). clip (B) and out have the dtype of the

@@ -76,7 +76,7 @@ CUDA = Cuda(
         "moments are narrow": Mutant("wide_moments = s.moment_dtype == DType::f32", "wide_moments = false"),
         "partial sums under another tile's index": Mutant("plan.tiles + tile] = sum", "plan.tiles + tile / 2] = sum"),
         "a split repeats a sample less": Mutant("(split + 1) / plan.splits)", "split / plan.splits + 1)"),
-        "the momentum's part is left out": Mutant("state.pull * square - scaled", "-scaled", "adam_dots/step.h"),
+        "the momentum's part is left out": Mutant("state.pull * square - scaled", "-scaled", "core/adam_step.h"),
         "a launch on the default stream": Mutant("* matrix, stream, s, at);", "* matrix, nullptr, s, at);"),
     },
     showing=[
