@@ -18,7 +18,8 @@
 //
 // The step is not linear in g, so what belongs to one weight must be summed before it: a weight that a model uses
 // several times takes all uses at once, one after the other along T. Gradients g (B,n) that are already formed, of a
-// bias or a normalisation's scale, are a call with T = p = 1: a = g as (B,1,n), b = ones (B,1,1), and m, v, D_r as (1,n).
+// bias or a normalisation's scale, are a call with T = p = 1: a = g as (B,1,n), b = ones (B,1,1), and m, v, D_r as
+// (1,n).
 #pragma once
 #include "core/array.h"
 

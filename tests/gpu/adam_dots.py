@@ -73,7 +73,9 @@ CUDA = Cuda(
         "every direction read is the first": Mutant("opaque(direction_at(k, 0, 0))", "opaque(direction_at(0, 0, 0))"),
         "the right neighbour takes the left one's state": Mutant("{roots.y, pulls.y}", "{roots.x, pulls.x}"),
         "every sample is clipped as the first": Mutant("(s.clip)[sample]", "(s.clip)[0]"),
-        "moments are narrow": Mutant("wide_moments = s.moment_dtype == DType::f32", "wide_moments = false"),
+        "moments are narrow": Mutant(
+            "wide_moments = s.moment_dtype == DType::f32", "wide_moments = false", dtype="bfloat16"
+        ),
         "partial sums under another tile's index": Mutant("plan.tiles + tile] = sum", "plan.tiles + tile / 2] = sum"),
         "a split repeats a sample less": Mutant("(split + 1) / plan.splits)", "split / plan.splits + 1)"),
         "the momentum's part is left out": Mutant("state.pull * square - scaled", "-scaled", "core/adam_step.h"),
