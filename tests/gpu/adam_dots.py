@@ -180,7 +180,7 @@ TRITON = Triton(
     },
     # "sliced" first: what is read out of bounds there lies in the larger array, whose margins are NaN.
     showing=[
-        *(case for case in CASES if case.layout == "sliced"), Case(3, 4, 35, 20, 2, kind="first", step=1), *_EXTRA,
+        *(case for case in CASES if case.layout == "sliced"), Case(2, 3, 19, 15, 1, kind="none"), *_EXTRA,
         Case(3, 17, 65, 63, 2), Case(3, 6, 35, 20, 1, kind="tiny"), Case(3, 6, 35, 20, 1, kind="wide"),
     ],
     builds=builds,

@@ -26,11 +26,6 @@ MUTANTS = {
         "a norm keeps its last tile alone": ("add_tile_row(sums[0],", "add_tile_row(sums[0] = vec<double>{},"),
         "accumulate is ignored": ("continued || s.accumulate", "continued"),
         "every direction is the first": ("+ k * s.D_direction * size", "+ 0 * s.D_direction * size"),
-        "only the last pass of samples is added up": (
-            "w.sample + pass > 0",
-            "w.sample > 0",
-            "core/gradient_tiles.h",
-        ),
     },
     "grad_gram": {
         "pairs of different samples count twice": ("same && i == j ? twice : 1) * double(sum", "twice) * double(sum"),
