@@ -16,12 +16,12 @@ import triton.language as tl
 
 ROW_TILES_PER_GROUP = tl.constexpr(8)  # programs that run together share rows of b and columns of a in L2
 EXPONENT = tl.constexpr(0x7F800000)
-SMALLEST = tl.constexpr(2.0**-118)  # as in step.h: below this, 0 or not is one
+SMALLEST = tl.constexpr(2.0**-118)  # as in core/adam_step.h: below this, 0 or not is one
 
 
 @triton.jit
 def adam_states(m, v, states, d, elements, m_row, v_row, root_factor, momentum, eps, BLOCK: tl.constexpr):
-    """r0 and, `elements` behind it, pull of every element of the weight; see step.h."""
+    """r0 and, `elements` behind it, pull of every element of the weight; see core/adam_step.h."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = at < elements
     row, col = at // d, at % d
@@ -34,7 +34,7 @@ def adam_states(m, v, states, d, elements, m_row, v_row, root_factor, momentum, 
 
 @triton.jit
 def step_change(x, root, pull, eps):
-    """The change of step over `unit`, for a gradient of root (1 - beta2) / bc2 times x; see step.h."""
+    """The change of step over `unit`, for a gradient of root (1 - beta2) / bc2 times x; see core/adam_step.h."""
     longest = tl.maximum(tl.abs(x), root)
     power = (~longest.to(tl.int32, bitcast=True) & EXPONENT).to(tl.float32, bitcast=True)
     scaled = x * power

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import recording
 from tiny_lm import TinyLM
 
-BATCH, AT_ONCE, WARM_UP, CLIP = 32, 32, 20, 1.0
+BATCH, AT_ONCE, WARM_UP, CLIP = 16, 32, 20, 1.0
 TRAINED_ON, SEED = 4000, 0
 TASK = Task(lambda texts: padded([torch.tensor(list(text.encode())) for text in texts]))
 SPEEDS = {"prepare_seconds": 2, "labels_per_second": 1, "ratio": 1}
@@ -116,11 +116,11 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--width", type=int, default=64)
     options.add_argument("--layers", type=int, default=2)
-    options.add_argument("--tokens", type=int, default=64)
+    options.add_argument("--tokens", type=int, default=48)
     options.add_argument("--documents", type=int, default=256)
     options.add_argument("--examples", type=int, default=256)
     options.add_argument("--rate", type=float, default=1e-3)
-    options.add_argument("--steps", type=int, nargs="+", default=[400, 1200])
+    options.add_argument("--steps", type=int, nargs="+", default=[300, 700])
     chosen = options.parse_args()
 
     torch.manual_seed(SEED)

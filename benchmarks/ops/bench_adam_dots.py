@@ -49,7 +49,7 @@ def bench_changes_of_step(benchmark, record, roofs, shape, dtype, directions, ca
             "gemm": lambda: torch.mm(gemm_b, gemm_a, out=product),
             "stored": lambda: stored(*inputs, *case.scalars),
         },
-        rounds=12,
+        rounds=8,
         cold=cache == "cold",
         rest=0.06,
     )

@@ -4,21 +4,22 @@
 //   d_i    = step(g_i) - step(0)                        (p, d)   the same
 //   out_ir = <D_r, d_i>                                 (B, R)
 //
-// where step(g) = -eta (m' / bc1) / (sqrt(v' / bc2) + eps), m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2)
-// g^2, elementwise; weight decay is in both steps and drops out. The difference is computed without cancellation
-// (step.h), so it keeps its digits where g is small beside m and v; where g = 0 it is 0.
+// where step(g) = -eta (m' / bc1) / (sqrt(v' / bc2) + eps) elementwise, with m' = beta1 m + (1 - beta1) g and
+// v' = beta2 v + (1 - beta2) g^2; weight decay is in both steps and drops out. The difference is computed without
+// cancellation (core/adam_step.h), so it keeps its digits where g is small beside m and v; where g = 0 it is 0.
 //
 // a (B,T,d) and b (B,T,p) share one dtype: f32, bf16, f16 or f64; m and v (p,d) share one, and so do the D (R,p,d):
 // each that of a and b, or that of the sums, which is float32 (float64 for f64). clip (B) and out have the dtype of the
-// sums. v >= 0; eps > 0; 0 <= beta1, beta2 < 1; bc1 = 1 - beta1^n and bc2 = 1 - beta2^n where the step would be the
-// n-th. eta m / (bc1 eps) must be in range; g may be of any size that is. Partial sums over tiles are added in float64
-// in an order that depends on the shapes alone: the same bits for any number of threads. Sizes of 0 are legal and give
-// zeros. `out` must not overlap inputs.
+// sums. v >= 0; 0 < eps <= 1; 0 <= beta1, beta2 < 1; bc1 = 1 - beta1^n and bc2 = 1 - beta2^n where the step would be
+// the n-th. m / eps must be in range; g may be of any size that is.
 //
-// The step is not linear in g, so what belongs to one weight must be summed before it: a weight that a layer uses
+// Partial sums over tiles are added in float64 in an order that depends on the shapes alone: the same bits for any
+// number of threads. Sizes of 0 are legal and give zeros. `out` must not overlap inputs.
+//
+// The step is not linear in g, so what belongs to one weight must be summed before it: a weight that a model uses
 // several times takes all uses at once, one after the other along T. Gradients g (B,n) that are already formed, of a
-// bias or a normalisation's scale, are a call with T = 1 and p = 1: a = g as (B,1,n), b = ones (B,1,1), and m, v, D_r
-// as (1,n).
+// bias or a normalisation's scale, are a call with T = p = 1: a = g as (B,1,n), b = ones (B,1,1), and m, v, D_r as
+// (1,n).
 #pragma once
 #include "core/array.h"
 

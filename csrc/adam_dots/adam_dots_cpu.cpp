@@ -2,7 +2,7 @@
 // what AdamW's step would change by, and is dotted with the same tile of every direction. What bounds it: the FMA
 // units, and for short samples the step's roots and divisions. See docs/ops/adam_dots.md.
 #include "adam_dots/adam_dots.h"
-#include "adam_dots/step.h"
+#include "core/adam_step.h"
 #include "core/gradient_tiles.h"
 
 namespace gg::GG_ISA {
@@ -15,7 +15,9 @@ template <class In, class Acc> class Kernel : public GradientTiles<Kernel<In, Ac
   static constexpr int64_t root = 0, pull = Block<Acc>::size, directions = 2 * pull;
 
 public:
-  explicit Kernel(const AdamDots &args) : Tiles(args, 2 + args.directions, args.directions), constants(args) {}
+  explicit Kernel(const AdamDots &args)
+      : Tiles(args, 2 + args.directions, args.directions),
+        constants(args.eta, args.beta1, args.beta2, args.eps, args.bc1, args.bc2) {}
 
   void run() {
     this->walk();

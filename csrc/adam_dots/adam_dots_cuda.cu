@@ -3,7 +3,7 @@
 // finished tile becomes its change of step in registers. Loads run ahead across samples, so the steps of one hide the
 // loads of the next. See docs/gpu/adam_dots.md.
 #include "adam_dots/adam_dots.h"
-#include "adam_dots/step.h"
+#include "core/adam_step.h"
 #include "core/launch.cuh"
 #include "core/tile.cuh"
 
@@ -233,7 +233,7 @@ int adam_dots_cuda(const AdamDots &s, void *workspace, void *stream) {
     return cudaErrorNotSupported;
   if (is_empty(s))
     return zero(s.out, s.samples * s.directions * 4, stream);
-  Launch at{plan_of(s), StepConstants<float>(s), 0, 0, 0, static_cast<float *>(workspace)};
+  Launch at{plan_of(s), {s.eta, s.beta1, s.beta2, s.eps, s.bc1, s.bc2}, 0, 0, 0, static_cast<float *>(workspace)};
   if (most(most(s.samples, s.tokens), most(s.directions, at.plan.tiles * at.plan.splits)) > INT32_MAX)
     return cudaErrorInvalidConfiguration;
   at.a_copy = copy_bytes(s.a, s.a_sample, s.a_token, size_of(s.dtype));

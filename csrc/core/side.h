@@ -44,7 +44,7 @@ GG_FUNCTION vec<uint64_t> bits_of(vec<double> x) { return bits_of_double(x); }
 template <class T> using batch = T; // product, double_of_bits and bits_of_double are core/device.cuh's
 GG_FUNCTION float of_bits(uint32_t x) { return float_of_bits(x); }
 GG_FUNCTION uint32_t bits_of(float x) { return bits_of_float(x); }
-GG_FUNCTION float larger(float x, float y) { return x > y ? x : y; }
+template <class T> GG_FUNCTION T larger(T x, T y) { return x > y ? x : y; }
 GG_FUNCTION float root_of(float x) { return sqrt(x); }
 // Within 2 units in the last place.
 GG_FUNCTION float normal_root(float x) { return x * rsqrtf(x); }

@@ -70,7 +70,7 @@ static inline vec<double> root_of(vec<double> x) {
 }
 
 // The same and quotients for normal numbers alone, within 0.6 units in the last place: where the processor has
-// estimates of 14 bits, one step of Newton's takes a quarter of the time of its root or division.
+// estimates of 14 bits, one with a step of Newton's takes less time than its root or division.
 #if defined(__AVX512F__)
 static inline vec<float> normal_root(vec<float> x) {
   const vec<float> inverse = (vec<float>)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)x), root = x * inverse;

@@ -80,11 +80,6 @@ def linearize(
         return _adam(group, weights, states, read, is_decoupled(optimizer, group))
 
 
-def local_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str, Any]:
-    """What the optimizer holds of a parameter, of sharded tensors this process's part; empty before its first step."""
-    return {n: local(v) if isinstance(v, Tensor) else v for n, v in optimizer.state.get(parameter, {}).items()}
-
-
 def is_decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
     """Whether Adam's weight decay acts on the weights, as AdamW's does, and not through the gradient."""
     return isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))

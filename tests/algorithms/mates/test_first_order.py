@@ -9,12 +9,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
+from algorithms.models import language_model, sentences
 from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.expansion import vocabulary
+from ghostgram.algorithms.mates.expansion import slopes, vocabulary
 from ghostgram.algorithms.mates.first_order import AdamLabels, DotsLabels
 from ghostgram.algorithms.mates.forward import DifferenceLabels, JvpLabels
 from ghostgram.algorithms.mates.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.reference import Reference
 from ghostgram.algorithms.mates.stats import spearman
+from ghostgram.algorithms.mates.task import padded
 
 
 class Untied(TinyLM):
@@ -63,18 +66,23 @@ KINDS = [TinyLM, Untied, Reused, Checkpointed, Adapted]
 DOCUMENTS = bytes_of(documents(11, 7))
 
 
+def single_gradients(view, ids, mask):
+    """A document's gradient, by parameter, for every document."""
+    found = []
+    for i in range(len(ids)):
+        loss = TASK.losses(view.model, ids[i : i + 1], mask[i : i + 1]).sum()
+        gradients = torch.autograd.grad(loss, list(view.names), allow_unused=True, materialize_grads=True)
+        found.append(dict(zip(view.names, gradients, strict=True)))
+    return found
+
+
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
 def probed(request):
     """(view, references, single gradients by document, references' gradients at theta_null), in float64."""
     model, optimizer = trained(build=request.param)
     view = OptimizerView(model, optimizer, clip=None)
     references = [reference(), reference(5, 2, "other")]
-    ids, mask = DOCUMENTS
-    single = []
-    for i in range(len(ids)):
-        TASK.losses(model, ids[i : i + 1], mask[i : i + 1]).sum().backward()
-        single.append({p: torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in view.names})
-        model.zero_grad()
+    single = single_gradients(view, *DOCUMENTS)
     view.clip = float(norms_of(single).median())  # half of them are clipped
     with view.at_null():
         along = [r.gradient(model, TASK) for r in references]
@@ -156,6 +164,28 @@ def test_rows_of_own_tokens_take_the_step_as_it_is(probed):
     assert close(without_null_gain(backend), torch.cat(rows), 1e-11)
 
 
+def test_slopes_are_capped_where_typical_entries_saturate(probed):
+    """At an entry of typical size the capped step's linear and real growth of the second moment meet."""
+    view, references, *_ = probed
+    found, share = slopes(view, references, TASK, capped=True)
+    squares, counts = dict.fromkeys(view.names, 0.0), dict.fromkeys(view.names, 0)
+    for r in references:
+        for text, mask in zip(r.ids, r.mask, strict=True):
+            grads = torch.autograd.grad(TASK.losses(view.model, text[None], mask[None]).sum(), list(view.names))
+            clip = min(1.0, view.clip / (float(torch.cat([g.flatten() for g in grads]).norm()) + 1e-6))
+            for p, g in zip(view.names, grads, strict=True):
+                squares[p] += float((clip * g).square().sum())
+                counts[p] += int((g != 0).sum())
+    cut = 0
+    for p in view.names:
+        eta, b1, b2, _, bc1, bc2 = view.scalars(p)
+        gamma = (squares[p] / counts[p]) ** 0.5
+        cap = eta * (1 - b1) / bc1 / (gamma * ((1 - b2) / bc2) ** 0.5)
+        assert close(found[p], view.slope(p).clamp(max=cap), 1e-12)
+        cut += int((view.slope(p) > cap).sum())
+    assert 0 < share == cut / sum(p.numel() for p in view.names)
+
+
 @pytest.mark.parametrize("kind", [DotsLabels, AdamLabels, JvpLabels])
 def test_a_document_does_not_know_its_batch(probed, kind):
     view, references, *_ = probed
@@ -186,6 +216,32 @@ def test_as_many_positions_as_documents_are_no_obstacle(probed):
     backend.prepare()
     alone = torch.cat([backend.influence(ids[i : i + 1], mask[i : i + 1]).values for i in range(len(ids))])
     assert close(backend.influence(ids, mask).values, alone, 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["gpt2 tied", "llama"])
+def test_models_of_transformers_agree_with_materialised_gradients(kind):
+    """Their Conv1D has its weight the other way round; their norms compute in float32."""
+    model, (ids, mask) = language_model(kind).eval(), padded(list(sentences(9, 3)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for start in (0, 3, 6):
+        TASK.losses(model, ids[start : start + 3], mask[start : start + 3]).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    view, references = OptimizerView(model, optimizer, clip=1.0), [Reference("kept", ids[:4], mask[:4])]
+    with view.at_null():
+        along = references[0].gradient(model, TASK)
+    single = single_gradients(view, ids, mask)
+    tables = {"gpt2 tied": {"wte"}, "llama": {"embed_tokens", "lm_head"}}
+    special = vocabulary(view, TASK, references[0])
+    assert {view.names[p].split(".")[-2] for p in special} == tables[kind]
+    for backend, step in (
+        (AdamLabels(model, view, references, TASK), view.delta),
+        (DotsLabels(model, view, references, TASK, vocab="frozen", capped=False), lambda p, g: -view.slope(p) * g),
+    ):
+        assert backend.why_not() is None
+        backend.prepare()
+        ours = backend.influence(ids, mask).values - backend.null_gain
+        assert close(ours, along_steps(view, single, [along], step), 1e-6 if kind == "llama" else 1e-12)
 
 
 SETTINGS = [

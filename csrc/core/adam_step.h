@@ -11,7 +11,6 @@
 // Squares would leave the range of the type where x and r0 are beyond the root of it, so both are first multiplied by a
 // power of two p that brings the larger into [2, 4).
 #pragma once
-#include "adam_dots/adam_dots.h"
 #include "core/side.h"
 #include <cmath>
 
@@ -34,11 +33,11 @@ template <class T> struct StepConstants {
   T scale, momentum, root, eps;
   double unit;
 
-  explicit StepConstants(const AdamDots &s) {
-    const double x_of_g = std::sqrt((1 - s.beta2) / s.bc2);
-    scale = T(x_of_g), momentum = T(s.beta1 / (1 - s.beta1) * x_of_g);
-    root = T(std::sqrt(s.beta2 / s.bc2)), eps = T(s.eps);
-    unit = s.eta * (1 - s.beta1) / s.bc1 / x_of_g;
+  StepConstants(double eta, double beta1, double beta2, double eps_, double bc1, double bc2) {
+    const double x_of_g = std::sqrt((1 - beta2) / bc2);
+    scale = T(x_of_g), momentum = T(beta1 / (1 - beta1) * x_of_g);
+    root = T(std::sqrt(beta2 / bc2)), eps = T(eps_);
+    unit = eta * (1 - beta1) / bc1 / x_of_g;
   }
 };
 
@@ -54,8 +53,9 @@ template <class T> GG_FUNCTION StepState<T> step_state(const StepConstants<T> &c
 // d / unit; x comes with the sign of g.
 template <class T> GG_FUNCTION batch<T> step_change(T eps, StepState<T> state, batch<T> x) {
   using Range = StepRange<T>;
-  const batch<T> longest = larger(of_bits(bits_of(x) & ~Range::sign), state.root);
-  const batch<T> p = of_bits(~bits_of(longest) & Range::exponent); // whose exponent is minus that, and one more
+  // Numbers without a sign are ordered as their bits are; p's exponent is minus that of the larger, and one more.
+  const auto larger_bits = larger(bits_of(x) & ~Range::sign, bits_of(state.root));
+  const batch<T> p = of_bits(~larger_bits & Range::exponent);
   const batch<T> scaled = x * p, root0 = state.root * p, square = scaled * scaled;
   const batch<T> root = normal_root(root0 * root0 + square), roots = root + root0;
   return normal_quotient(state.pull * square - scaled * roots, (root + eps * p) * roots);
