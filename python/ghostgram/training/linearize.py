@@ -42,6 +42,11 @@ def state_is_ready(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
     return isinstance(optimizer, torch.optim.SGD) or "exp_avg_sq" in optimizer.state.get(parameter, {})
 
 
+def local_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str, Any]:
+    """An optimizer's state of a parameter, of sharded tensors the parts that this process holds."""
+    return {n: local(v) if isinstance(v, Tensor) else v for n, v in optimizer.state.get(parameter, {}).items()}
+
+
 def linearize(
     optimizer: torch.optim.Optimizer,
     group: Mapping[str, Any],
@@ -73,11 +78,6 @@ def linearize(
             return [sgd_step(group, *each) for each in zip(weights, states, strict=True)]
         read = None if grads is None else list(map(local, grads))
         return _adam(group, weights, states, read, is_decoupled(optimizer, group))
-
-
-def local_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str, Any]:
-    """What the optimizer holds of a parameter, of sharded tensors this process's part; empty before its first step."""
-    return {n: local(v) if isinstance(v, Tensor) else v for n, v in optimizer.state.get(parameter, {}).items()}
 
 
 def is_decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:

@@ -154,6 +154,12 @@ def test_what_is_out_of_range_is_refused(stage, wrong):
         run_units(stage, {"a": 1}, tiny.make_failing, inputs={"a": "1"}, **wrong)
 
 
+def test_without_ray_its_engine_says_what_to_install(stage, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'ghostgram\[ray\]'"):
+        run_units(stage, {"a": 1}, tiny.make_failing, inputs={"a": "1"}, engine="ray")
+
+
 @pytest.mark.parametrize(("visible", "gpus", "seen"), [(None, 2, "0101"), ("4,7", 2, "4747"), (None, 0, ["", ""])])
 def test_workers_share_the_gpus(monkeypatch, visible, gpus, seen):
     from ghostgram.algorithms.mates.engine import _environment

@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ghostgram.algorithms.mates.identity import content_key, digest_of_bytes, digest_of_file, doc_id, logical_digest
+from ghostgram.algorithms.mates.identity import (
+    _bytes_of,
+    content_key,
+    digest_of_bytes,
+    digest_of_file,
+    doc_id,
+    logical_digest,
+)
 
 
 def test_document_is_named_by_its_users_id_else_by_its_text():
@@ -103,6 +110,14 @@ def test_one_other_value_is_another_digest(column, value):
     table = pa.Table.from_pylist([start, start], schema)
     other = pa.Table.from_pylist([{**start, column: value}, start], schema)
     assert logical_digest(table) != logical_digest(other) != 0
+
+
+def test_bytes_that_no_value_owns_do_not_count():
+    held = [pa.py_buffer(b"\0"), pa.py_buffer(b"\7" * 32)]  # two nulls, with something where their values would be
+    nulls = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), 2, held)
+    assert logical_digest(pa.table({"a": nulls})) == logical_digest(pa.table({"a": pa.nulls(2, pa.binary(16))}))
+    ids = rows(9)["doc_id"].combine_chunks()
+    assert (_bytes_of(ids.slice(4), "a") == _bytes_of(pa.array(ids.to_pylist()[4:], pa.binary(16)), "a")).all()
 
 
 def test_names_and_types_count_and_nested_ones_are_refused():

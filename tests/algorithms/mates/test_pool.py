@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ghostgram.algorithms.mates.formats import utf8
 from ghostgram.algorithms.mates.identity import digest_of_bytes, doc_id
 from ghostgram.algorithms.mates.pool import Pool, PoolError
 
@@ -68,6 +69,11 @@ def test_every_format_gives_the_same_documents(tmp_path, name, named):
          **({"domain": row["source"], "n_tokens": row["tokens"]} if named else {})}
         for row in rows
     ]  # fmt: skip
+
+
+def test_bytes_of_strings_are_theirs_in_a_slice_too():
+    strings = pa.array(["a", "", "bé", "c"], pa.large_string())
+    assert [bytes(each) for each in utf8(strings.slice(1, 2))] == [b"", "bé".encode()]
 
 
 def test_clusters_are_strings_and_dictionaries_are_read(tmp_path):

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from algorithms.mates import killing
@@ -43,6 +44,7 @@ def test_what_is_committed_is_read_in_the_order_of_units(stage, tmp_path):
     assert stage.read(["z"]).column_names == ["z"]
     done = stage.committed()
     assert list(done) == ["000000", "000001"] == stage.names()
+    assert pq.read_table(stage.paths()[1]).num_rows == 20
     assert done["000001"].sums["z"]["sum"] == -(1 << 200)  # to the last digit
     assert done["000001"].rows == 20
     assert int(done["000000"].logical, 16) == logical_digest(first)
@@ -53,7 +55,7 @@ def test_what_is_committed_is_read_in_the_order_of_units(stage, tmp_path):
 
 
 def test_same_rows_give_the_same_bytes_however_they_are_chunked(stage):
-    table = rows(1000, 0)
+    table = rows(5000, 0)
     stage.commit("0", table)
     before = files(stage.folder)
     stage.commit("0", pa.concat_tables([table[:1], table[1:77], table[77:]]))

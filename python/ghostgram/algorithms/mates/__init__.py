@@ -1,1 +1,1 @@
-"""MATES (arXiv 2406.06046): pretraining data chosen by what one document would do to a reference loss."""
+"""MATES (arXiv 2406.06046): the model being trained chooses its next data."""

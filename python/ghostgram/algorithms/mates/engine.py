@@ -12,8 +12,8 @@ import os
 import signal
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -94,8 +94,9 @@ def run_units(
     left = {name: unit for name, unit in units.items() if name not in done}
     if left:
         count = min(len(left), workers or gpus or len(os.sched_getaffinity(0)))
-        with _bar(stage, len(units), len(done)) as advance:
-            for name in run(stage, left, make_work, inputs, Resources(count, min(gpus, count))):
+        running = run(stage, left, make_work, inputs, Resources(count, min(gpus, count)))
+        with closing(running), _bar(stage, len(units), len(done)) as advance:  # closed, it ends its processes
+            for name in running:
                 if not stage.has(name, inputs[name]):
                     raise EngineError(f"unit {name}: returned without a commit that holds in {stage.folder}")
                 advance()
@@ -115,7 +116,7 @@ class _Hand:
 
 def _run(
     stage: Stage, units: Mapping[str, Any], make_work: Callable[[], Work], inputs: Mapping[str, str], use: Resources
-) -> Iterator[str]:
+) -> Generator[str]:
     """The local engine: yields the name of every unit that is done.
 
     Every worker has a pipe of its own and no lock is shared, so one that dies at any moment blocks no other; its end of
@@ -125,7 +126,9 @@ def _run(
     hands: dict[Connection, _Hand] = {}
     try:
         while queue or any(hand.unit for hand in hands.values()):
-            for place in {*range(use.workers)} - {hand.place for hand in hands.values()}:
+            wanted = len(queue) - sum(hand.unit is None for hand in hands.values())
+            free = sorted({*range(use.workers)} - {hand.place for hand in hands.values()})
+            for place in free[: max(0, wanted)]:
                 hand = _start(make_work, place, use.gpus)
                 hands[hand.pipe] = hand
             for hand in hands.values():

@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from ghostgram.algorithms.mates.store import Stage
 
 def run(
     stage: Stage, units: Mapping[str, Any], make_work: Callable[[], Work], inputs: Mapping[str, str], use: Resources
-) -> Iterator[str]:
+) -> Generator[str]:
     """Yields the name of every unit that is done; rows of the dataset hold names and descriptions, never results.
 
     Ray repeats the work of an actor that died without end, so a count outside the actors ends it.

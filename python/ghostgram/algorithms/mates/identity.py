@@ -98,7 +98,7 @@ def logical_digest(table: Any) -> int:
         TypeError: A column is of another type.
 
     Cost:
-        Under 1 microsecond a row, and memory for 65,536 rows at a time.
+        One to three microseconds a row, and memory for 65,536 rows at a time.
     """
     names = sorted(table.column_names)
     header = canonical([[name, str(table.schema.field(name).type)] for name in names]).encode()
@@ -130,7 +130,7 @@ def _bytes_of(column: Any, name: str) -> NDArray[np.uint8]:
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_fixed_size_binary(kind):
         values = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, kind.byte_width)
-        values = values[column.offset : column.offset + rows]
+        values = np.where(valid[:, None], values[column.offset : column.offset + rows], np.uint8(0))
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         numbers = np.ascontiguousarray(column.fill_null(False if pa.types.is_boolean(kind) else 0).to_numpy(False))
         values = numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(rows, -1)
@@ -141,4 +141,4 @@ def _bytes_of(column: Any, name: str) -> NDArray[np.uint8]:
         values = known[coded.indices.fill_null(len(hashed)).to_numpy(False)]
     else:
         raise TypeError(f"{name}: expected numbers, booleans, strings or binary values, got {kind}")
-    return np.hstack([valid[:, None].view(np.uint8), np.where(valid[:, None], values, np.uint8(0))])
+    return np.hstack([valid[:, None].view(np.uint8), values])

@@ -55,7 +55,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
         Two sorts of n values.
     """
     x, y = _pair(x, y)
-    return _spearman_of_codes(_codes(x), _codes(y))
+    return spearman_of_codes(codes_of(x), codes_of(y))
 
 
 def top_overlap(x: ArrayLike, y: ArrayLike, share: float = 0.2) -> float:
@@ -120,8 +120,8 @@ def bootstrap_interval(
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number in (0, 1), got {level}")
     if statistic is spearman:
-        x, y = (_codes(values) for values in _pair(x, y))
-        statistic = _spearman_of_codes
+        x, y = (codes_of(values) for values in _pair(x, y))
+        statistic = spearman_of_codes
     rows = (resample(len(x), r, seed) for r in range(resamples))
     drawn = np.array([statistic(x[row], y[row]) for row in rows])
     drawn = drawn[~np.isnan(drawn)]
@@ -162,11 +162,12 @@ def _centred(values: F64) -> F64:
     """Without its mean, and scaled to a largest size of 1, so that no square leaves the range of float64."""
     if values.min() == values.max():  # whose mean may be off by a rounding
         return np.zeros_like(values)
-    apart: F64 = values - values.mean()
-    return apart / np.abs(apart).max()
+    apart = values - values.mean()
+    scaled: F64 = apart / np.abs(apart).max()
+    return scaled
 
 
-def _codes(values: F64) -> I64:
+def codes_of(values: F64) -> I64:
     """Each value's place among the distinct values: all that a rank statistic needs."""
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
@@ -176,5 +177,6 @@ def _ranks_of_codes(codes: I64) -> F64:
     return (np.cumsum(counts) - (counts - 1) / 2)[codes]
 
 
-def _spearman_of_codes(x: I64, y: I64) -> float:
+def spearman_of_codes(x: I64, y: I64) -> float:
+    """`spearman` of values by their `codes_of`, or of some of them: no sort."""
     return _correlation(_ranks_of_codes(x), _ranks_of_codes(y))

@@ -121,7 +121,7 @@ class Stage:
         sink = pa.BufferOutputStream()
         text = [field.name for field in table.schema if pa.types.is_string(field.type)]
         meaning = {"ghostgram.kind": self.kind, "ghostgram.sign": SIGN}
-        whole = table.combine_chunks().replace_schema_metadata(meaning)  # how it was chunked would show in the bytes
+        whole = table.combine_chunks().replace_schema_metadata(meaning)  # how it was chunked must not show in the bytes
         pq.write_table(whole, sink, compression="zstd", use_dictionary=text, row_group_size=_ROW_GROUP)
         part = sink.getvalue().to_pybytes()
         done = Commit(unit, input, table.num_rows, len(part), digest_of_bytes(part), logical, dict(sums or {}))
@@ -151,6 +151,10 @@ class Stage:
             Reads every part.
         """
         return {unit: found[0] for unit in self.names() if (found := self._sound(unit, inputs))}
+
+    def paths(self) -> list[str]:
+        """Where the committed parts lie, units in the order of names."""
+        return [self._place / _part(unit) for unit in self.committed()]
 
     def parts(self, columns: list[str] | None = None) -> Iterator[tuple[Commit, Any]]:
         """Every committed unit and its pyarrow.Table, in the order of names, one in memory at a time."""
