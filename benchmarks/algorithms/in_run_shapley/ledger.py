@@ -8,7 +8,6 @@ The demo's text, sets (prose and code, 8 windows each), warm-up and clipping; it
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import common  # puts examples/ on the path
@@ -90,10 +89,8 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, default="demo")
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--way", choices=WAYS, default="order 2")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    table() if options.table else run(options.model, options.lr, options.way)
+    common.main(
+        __doc__, run, table,
+        model={"choices": MODELS, "default": "demo"}, lr={"type": float, "default": 5e-4},
+        way={"choices": WAYS, "default": "order 2"},
+    )  # fmt: skip
