@@ -149,7 +149,7 @@ def main() -> None:
             agreement = [f"{row['spearman']:.4f}", f"{row['low']:.3f}..{row['high']:.3f}", f"{row['pearson']:.3f}"]
             table.add_row(row["backend"], *speeds, *agreement)
         console.print(table)
-    recording.save("bench_mates_labels", rows)
+    recording.save("mates_labels", rows)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ CUDA = Cuda(
             "wide_moments = s.moment_dtype == DType::f32", "wide_moments = false", dtype="bfloat16"
         ),
         "partial sums under another tile's index": Mutant("plan.tiles + tile] = sum", "plan.tiles + tile / 2] = sum"),
-        "a split repeats a sample less": Mutant("(split + 1) / plan.splits)", "split / plan.splits + 1)"),
+        "a split takes its first sample alone": Mutant("(split + 1) / plan.splits)", "split / plan.splits + 1)"),
         "the momentum's part is left out": Mutant("state.pull * square - scaled", "-scaled", "core/adam_step.h"),
         "a launch on the default stream": Mutant("* matrix, stream, s, at);", "* matrix, nullptr, s, at);"),
     },
