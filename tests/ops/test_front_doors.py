@@ -71,9 +71,7 @@ DOORS = {
         [v["b"], v["row"]], [v["x"], 2 * v["row"]], [3 * v["x"], v["row"] - 1], mask=1
     ),
     "adam_dots": lambda v: 1e3 * gg.adam_dots(v["a"], v["b"], v["clip"], v["m"], v["v"], v["D"], ADAM),
-    "adam_dots of one direction": lambda v: gg.adam_dots(
-        v["a"][:, 0], v["b"][:, 0], v["clip"], v["m"], v["v"], v["D"][0], ADAM
-    ),
+    "adam_dots of one direction": lambda v: gg.adam_dots(v["a"], v["b"], v["clip"], v["m"], v["v"], v["D"][0], ADAM),
 }
 
 
