@@ -28,7 +28,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ghostgram import data
-from ghostgram._files import write_atomically
 from ghostgram.algorithms.mates import PlanDataset, Pool, Reference, StageLoop, Task
 from ghostgram.algorithms.mates.dataset import write_texts
 from ghostgram.algorithms.mates.evaluate import paired_difference
@@ -368,7 +367,8 @@ def main() -> None:
         for seed in args.seeds:
             if seed not in found:
                 found[seed] = run_seed(seed, corpus, args, args.out / f"seed-{seed}", lambda: bar.advance(task))
-                write_atomically(kept, json.dumps({"settings": asked, "seeds": found}))
+                kept.with_suffix(".tmp").write_text(json.dumps({"settings": asked, "seeds": found}))
+                kept.with_suffix(".tmp").replace(kept)
     show({seed: found[seed] for seed in args.seeds}, console)
     plots.arms(args.out / "arms.png", {seed: found[seed] for seed in args.seeds})
     plots.domains(args.out / "domains.png", found[args.seeds[0]]["mates"]["stages"])

@@ -138,10 +138,6 @@ class Stage:
         """Whether a unit is among `committed`; with `input`, whether it was made from that."""
         return self._sound(unit, None if input is None else {unit: input}) is not None
 
-    def paths(self) -> list[str]:
-        """The files of the parts that have a commit, in the order of their units."""
-        return [self._place / _part(unit) for unit in self.names()]
-
     def committed(self, inputs: Mapping[str, str] | None = None) -> dict[str, Commit]:
         """The units that are done, by name, sorted.
 
