@@ -11,6 +11,7 @@ with gradients of one sample at a time.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -111,6 +112,8 @@ class Answers:
 
     def __init__(self) -> None:
         self.cells: dict[tuple[str, str, str], str] = {}
+        self.errors: dict[tuple[str, str, str], float] = {}
+        """Those of the cells that are exact."""
         self.words: dict[str, int] = {}
 
     def ask(self, who: str, setting: Setting, truth: Truth) -> str:
@@ -122,7 +125,9 @@ class Answers:
             tolerance = EXACT_16_BIT if condition.name == "bfloat16 autocast" else tolerance
             try:
                 error = ASKED[who](setting, truth)
-                cell = f"{error:.0e}" if error <= tolerance else f"**wrong {error:.0e}**"
+                cell = f"**wrong {error:.0e}**"
+                if error <= tolerance:
+                    cell, self.errors[who, name, condition.name] = f"{error:.0e}", error
             except Exception as why:  # what a peer refuses, it refuses in its own words
                 words = f"{type(why).__name__}: {' '.join(str(why).split())[:160]}"
                 cell = f"refuses [{self.words.setdefault(words, len(self.words) + 1)}]"
@@ -141,8 +146,33 @@ class Answers:
             lines.append(f"| {model} | " + " | ".join(cells + [self.cells[who, model, c] for c in CONDITIONS]) + " |")
         return lines
 
+    def by_model(self, models: list[str]) -> list[str]:
+        """Our largest error over a model's conditions, and in how many of them everyone is exact."""
+        columns = ["", "elements, all covered", "by taps", "our largest error, float32", "autocast"]
+        lines = [f"| {' | '.join([*columns, *(f'exact: {who}' for who in ASKED)])} |"]
+        lines.append("|---" * (len(columns) + len(ASKED)) + "|")
+        for model in models:
+            covered, tapped = ELEMENTS.get(model, (0, math.nan))
+            errors = {c: error for (who, name, c), error in self.errors.items() if (who, name) == ("ghostgram", model)}
+            of_16_bit = errors.pop("bfloat16 autocast", math.nan)
+            cells = [model, str(covered), f"{tapped / max(covered, 1):.0%}"]
+            cells += [f"{max(errors.values(), default=math.nan):.0e}", f"{of_16_bit:.0e}"]
+            for who in ASKED:
+                exact = sum(key[:2] == (who, model) for key in self.errors)
+                cells.append(f"{exact} of {len(self.said(who, model))}")
+            lines.append(f"| {' | '.join(cells)} |")
+        return lines
+
+    def said(self, who: str, model: str | None = None) -> list[str]:
+        """What someone was asked and answered, of one model or of all."""
+        return [
+            cell
+            for (asked, name, _), cell in self.cells.items()
+            if asked == who and model in (None, name) and cell not in ("", "-")
+        ]
+
     def count(self, who: str) -> str:
-        cells = [cell for (asked, _, _), cell in self.cells.items() if asked == who and cell not in ("", "-")]
+        cells = self.said(who)
         wrong, refused = (sum(word in cell for cell in cells) for word in ("wrong", "refuses"))
         return f"| {who} | {len(cells) - wrong - refused} | {wrong} | {refused} |"
 
@@ -178,6 +208,8 @@ def page(answers: Answers, models: list[str]) -> str:
         "| | exact | wrong | refused |",
         "|---|---|---|---|",
         *(answers.count(who) for who in ASKED),
+        "",
+        *answers.by_model(models),
     ]
     for who in ASKED:
         lines += ["", *answers.table(who, models)]

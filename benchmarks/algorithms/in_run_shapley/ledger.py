@@ -9,7 +9,7 @@ The demo's text, sets (prose and code, 8 windows each), warm-up and clipping; it
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NamedTuple
 
 import common  # puts examples/ on the path
 import in_run_shapley as demo
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from tiny_lm import TinyLM
+from torch import Tensor
 
 import ghostgram as gg
 
@@ -24,22 +25,38 @@ STEPS, DOCUMENTS, SEED = 200, 3000, 0
 WAYS = {
     "order 1, pre": {"order": 1, "v_state": "pre"},
     "order 1, post": {"order": 1, "v_state": "post"},
-    "order 2": {"order": 2},
+    "order 2, post": {"order": 2, "v_state": "post"},
+    "order 2": {"order": 2},  # by the secant
 }
 MODELS = {"demo": (demo.WIDTH, demo.LAYERS, demo.HEADS), "small": (64, 2, 4)}
 
 
-def run(model: str, lr: float, way: str) -> None:
+class Run(NamedTuple):
+    """A model about to be trained, and what it will be trained and valued by."""
+
+    learner: common.Learner
+    shapley: gg.InRunShapley
+    validation: dict[str, Tensor]
+    batches: list[tuple[Tensor, Tensor]]  # ids and windows of each
+
+
+def start(model: str, lr: float, way: str) -> Run:
     corpus = demo.gather(DOCUMENTS, "shuffle", SEED, Console())
     text = torch.from_numpy(corpus.windows).long()
     torch.manual_seed(SEED)
     learner = common.Learner(SEED, lr, TinyLM(*MODELS[model], demo.WINDOW))
     sets = {name: common.mean_loss(windows) for name, windows in corpus.validation.items()}
     shapley = gg.InRunShapley(learner.model, learner.optimizer, sets, **WAYS[way])
-    for ids in common.batches(len(text), STEPS, SEED, size=demo.BATCH):
-        learner.step(text[ids], shapley.step(ids=ids))
+    batches = common.batches(len(text), STEPS, SEED, size=demo.BATCH)
+    return Run(learner, shapley, corpus.validation, [(ids, text[ids]) for ids in batches])
+
+
+def run(model: str, lr: float, way: str) -> None:
+    learner, shapley, validation, batches = start(model, lr, way)
+    for ids, windows in batches:
+        learner.step(windows, shapley.step(ids=ids))
     ledger = shapley.ledger()
-    for name, windows in corpus.validation.items():
+    for name, windows in validation.items():
         mine = ledger.filter([each == name for each in ledger["set"].to_pylist()])
         key = {"model": model, "lr": lr, "way": way, "set": name}
         common.record("ledger", key, **summary(mine), noise=noise_floor(learner, windows))
@@ -64,7 +81,7 @@ def summary(ledger: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def noise_floor(learner: common.Learner, windows: torch.Tensor) -> float:
+def noise_floor(learner: common.Learner, windows: Tensor) -> float:
     """The same weights and windows, read at once and one by one."""
     loss = common.mean_loss(windows)(learner.model).item()
     return abs(loss - float(np.mean([common.mean_loss(window)(learner.model).item() for window in windows.split(1)])))
