@@ -9,7 +9,9 @@ The demo's text, sets (prose and code, 8 windows each), warm-up and clipping; it
 from __future__ import annotations
 
 import argparse
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import common  # puts examples/ on the path
 import in_run_shapley as demo
@@ -17,49 +19,58 @@ import numpy as np
 import torch
 from rich.console import Console
 from tiny_lm import TinyLM
-from torch import Tensor
+from torch import Tensor, nn
 
 import ghostgram as gg
+from ghostgram.algorithms.in_run_shapley import directions
 
 STEPS, DOCUMENTS, SEED = 200, 3000, 0
 WAYS = {
     "order 1, pre": {"order": 1, "v_state": "pre"},
     "order 1, post": {"order": 1, "v_state": "post"},
     "order 2, post": {"order": 2, "v_state": "post"},
+    "order 2, middle alone": {"order": 2},
     "order 2": {"order": 2},  # by the secant
 }
 MODELS = {"demo": (demo.WIDTH, demo.LAYERS, demo.HEADS), "small": (64, 2, 4)}
 
 
-class Run(NamedTuple):
-    """A model about to be trained, and what it will be trained and valued by."""
+class Run:
+    """A model about to be trained, with its engine.
 
-    learner: common.Learner
-    shapley: gg.InRunShapley
-    validation: dict[str, Tensor]
-    batches: list[tuple[Tensor, Tensor]]  # ids and windows of each
+    Attributes:
+        batches: ids and windows of each.
+        gradients: How many validation gradients were taken, of all sets together.
+    """
 
+    def __init__(self, model: str, lr: float, way: str) -> None:
+        corpus = demo.gather(DOCUMENTS, "shuffle", SEED, Console())
+        text = torch.from_numpy(corpus.windows).long()
+        torch.manual_seed(SEED)
+        self.validation, self.gradients = corpus.validation, 0
+        self.learner = common.Learner(SEED, lr, TinyLM(*MODELS[model], demo.WINDOW))
+        sets = {name: partial(self.loss, common.mean_loss(windows)) for name, windows in self.validation.items()}
+        self.shapley = gg.InRunShapley(self.learner.model, self.learner.optimizer, sets, **WAYS[way])
+        self.batches = [(ids, text[ids]) for ids in common.batches(len(text), STEPS, SEED, size=demo.BATCH)]
+        if way == "order 2, middle alone":
+            directions.PARTS = 1
 
-def start(model: str, lr: float, way: str) -> Run:
-    corpus = demo.gather(DOCUMENTS, "shuffle", SEED, Console())
-    text = torch.from_numpy(corpus.windows).long()
-    torch.manual_seed(SEED)
-    learner = common.Learner(SEED, lr, TinyLM(*MODELS[model], demo.WINDOW))
-    sets = {name: common.mean_loss(windows) for name, windows in corpus.validation.items()}
-    shapley = gg.InRunShapley(learner.model, learner.optimizer, sets, **WAYS[way])
-    batches = common.batches(len(text), STEPS, SEED, size=demo.BATCH)
-    return Run(learner, shapley, corpus.validation, [(ids, text[ids]) for ids in batches])
+    def loss(self, mean: Callable[[nn.Module], Tensor], model: nn.Module) -> Tensor:
+        self.gradients += torch.is_grad_enabled()
+        return mean(model)
 
 
 def run(model: str, lr: float, way: str) -> None:
-    learner, shapley, validation, batches = start(model, lr, way)
-    for ids, windows in batches:
+    trained = Run(model, lr, way)
+    learner, shapley = trained.learner, trained.shapley
+    for ids, windows in trained.batches:
         learner.step(windows, shapley.step(ids=ids))
     ledger = shapley.ledger()
-    for name, windows in validation.items():
+    gradients = trained.gradients / len(trained.validation) / STEPS
+    for name, windows in trained.validation.items():
         mine = ledger.filter([each == name for each in ledger["set"].to_pylist()])
         key = {"model": model, "lr": lr, "way": way, "set": name}
-        common.record("ledger", key, **summary(mine), noise=noise_floor(learner, windows))
+        common.record("ledger", key, **summary(mine), gradients=gradients, noise=noise_floor(learner, windows))
 
 
 def summary(ledger: Any) -> dict[str, float]:
@@ -89,14 +100,15 @@ def noise_floor(learner: common.Learner, windows: Tensor) -> float:
 
 def table() -> None:
     print("nats per byte; error = residual / measured, both over all steps")
-    print("| model | lr | way | set | sum phi | history | predicted | measured | error | RMS | drift | noise floor |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| model | lr | way | set | sum phi | history | predicted | measured | error | RMS | drift | noise floor | "
+          "gradients a step |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     order = {way: index for index, way in enumerate(WAYS)}
     for row in sorted(common.rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
         numbers = [f"{row[name]:+.3f}" for name in ("sum_phi", "history", "predicted", "measured")]
         numbers += [f"{row['residual'] / row['measured']:+.1%}", f"{row['rms']:.3f}", f"{row['drift']:.3f}"]
         print("|", " | ".join([row["model"], f"{row['lr']:g}", row["way"], row["set"], *numbers]),
-              f"| {row['noise']:.0e} |")  # fmt: skip
+              f"| {row['noise']:.0e} | {row['gradients']:.2f} |")  # fmt: skip
     print("\nresiduals by steps: of 0 to 19 (warm-up), 20 to 99, 100 to 199; and the largest of a step")
     print("| model | lr | way | set | 0-19 | 20-99 | 100-199 | largest | at step | measured there |")
     print("|---|---|---|---|---|---|---|---|---|---|")
