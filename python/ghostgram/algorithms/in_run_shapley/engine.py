@@ -100,8 +100,8 @@ class InRunShapley:
 
     Cost:
         F being a forward of the batch, F_val one of the validation sets. Order 1: 3 F_val per step; 2 B d p K FLOPs per
-        matrix parameter beside the 2 B T d p of its gradient; one parameter-sized array for each set. Order 2: 5 F_val, in
-        a step that bends up to 84; F for "stored", which keeps (a, b) of all layers, 3 F for "replay", 3 K F for
+        matrix parameter beside the 2 B T d p of its gradient; one parameter-sized array for each set. Order 2: 5 F_val,
+        in a step that bends up to 84; F for "stored", which keeps (a, b) of all layers, 3 F for "replay", 3 K F for
         "forward"; one copy of the weights.
 
     Source:
