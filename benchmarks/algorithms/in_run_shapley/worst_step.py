@@ -83,30 +83,26 @@ def run(model: str, lr: float, number: int, permutations: int) -> None:
     print(f"step {number}: clip {step.clip:.3f}, |Delta| {(step.h + step.line).norm():.3f}")
     print(f"  |h| {step.h.norm():.3f}, |Delta - h| {step.line.norm():.3f}; "
           f"medians since the warm-up {median[0]:.3f}, {median[1]:.3f}")  # fmt: skip
+    means = {share: {parts: step.gradient(parts, share) for parts in PARTS} for share in SHARES}
     truth = monte_carlo_shapley(step.game, permutations)
     for k, name in enumerate(trained.validation):
-        report(step, k, name)
+        points = [float(step.change(i / POINTS)[k]) for i in range(POINTS + 1)]
+        print(f"{name}: change of the loss at s = 0, 1/{POINTS}, ...: {' '.join(f'{point:+.3f}' for point in points)}")
+        slopes = step.game.split(step.line * step.slope(0.0)[k])
+        by_parameter = {step.game.moved[p]: float(each.sum()) for p, each in slopes.items()}
+        steepest = sorted(by_parameter, key=by_parameter.__getitem__)[:3]
+        print("  slope at s = 0:", ", ".join(f"{parameter} {by_parameter[parameter]:+.2f}" for parameter in steepest))
+        for share in SHARES:
+            history, end = float(step.change(0.0, share)[k]), float(step.change(1.0, share)[k])
+            left = [end - history - share * float(means[share][parts][k] @ step.line) for parts in PARTS]
+            print(f"  at {share:g} of the rate: history {history:+.4f}, line {end - history:+.4f}, left by {PARTS}",
+                  f"{' '.join(f'{residual:+.4f}' for residual in left)}")  # fmt: skip
         errors = float(truth.errors[:, k].square().mean().sqrt() / truth.values[:, k].square().mean().sqrt())
         print(f"  values against {permutations} permutations, whose standard error is {errors:.2f} of their size")
         for parts in PARTS:
-            values = (step.game.shares * step.P) @ step.gradient(parts)[k]
+            values = (step.game.shares * step.P) @ means[1.0][parts][k]
             found = agreement(values.double(), truth.values[:, k])
             print(f"    {parts} parts: Pearson {found.pearson:+.3f}, relative error {found.relative_rmse:.3f}")
-
-
-def report(step: Step, k: int, name: str) -> None:
-    """The losses along the line, and what each number of parts leaves."""
-    points = [float(step.change(i / POINTS)[k]) for i in range(POINTS + 1)]
-    print(f"{name}: change of the loss at s = 0, 1/{POINTS}, ... 1: {' '.join(f'{point:+.3f}' for point in points)}")
-    slopes = step.game.split(step.line * step.slope(0.0)[k])
-    by_parameter = {step.game.moved[p]: float(each.sum()) for p, each in slopes.items()}
-    steepest = sorted(by_parameter, key=by_parameter.__getitem__)[:3]
-    print("  slope at s = 0:", ", ".join(f"{parameter} {by_parameter[parameter]:+.2f}" for parameter in steepest))
-    for share in SHARES:
-        history, end = float(step.change(0.0, share)[k]), float(step.change(1.0, share)[k])
-        left = [end - history - share * float(step.gradient(parts, share)[k] @ step.line) for parts in PARTS]
-        print(f"  at {share:g} of the rate: history {history:+.4f}, line {end - history:+.4f}, left by {PARTS} parts "
-              f"{' '.join(f'{residual:+.4f}' for residual in left)}")  # fmt: skip
 
 
 if __name__ == "__main__":
