@@ -60,16 +60,16 @@ class Run:
         return mean(model)
 
 
-def run(model: str, lr: float, way: str) -> None:
+def run(model: str, lr: float, way: str, steps: int) -> None:
     trained = Run(model, lr, way)
     learner, shapley = trained.learner, trained.shapley
-    for ids, windows in trained.batches:
+    for ids, windows in trained.batches[:steps]:
         learner.step(windows, shapley.step(ids=ids))
     ledger = shapley.ledger()
-    gradients = trained.gradients / len(trained.validation) / STEPS
+    gradients = trained.gradients / len(trained.validation) / steps
     for name, windows in trained.validation.items():
         mine = ledger.filter([each == name for each in ledger["set"].to_pylist()])
-        key = {"model": model, "lr": lr, "way": way, "set": name}
+        key = {"model": model, "lr": lr, "way": way, "steps": steps, "set": name}
         common.record("ledger", key, **summary(mine), gradients=gradients, noise=noise_floor(learner, windows))
 
 
@@ -99,23 +99,31 @@ def noise_floor(learner: common.Learner, windows: Tensor) -> float:
 
 
 def table() -> None:
-    print("nats per byte; error = residual / measured, both over all steps")
-    print("| model | lr | way | set | sum phi | history | predicted | measured | error | RMS | drift | noise floor | "
-          "gradients a step |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     order = {way: index for index, way in enumerate(WAYS)}
-    for row in sorted(common.rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
+    kept = sorted(
+        common.rows("ledger"), key=lambda row: (row["model"], row["lr"], row["steps"], row["set"], order[row["way"]])
+    )
+    print("nats per byte; error = residual / measured, both over all steps")
+    show("model lr steps way set sum_phi history predicted measured error RMS drift noise_floor gradients_a_step")
+    for row in kept:
         numbers = [f"{row[name]:+.3f}" for name in ("sum_phi", "history", "predicted", "measured")]
         numbers += [f"{row['residual'] / row['measured']:+.1%}", f"{row['rms']:.3f}", f"{row['drift']:.3f}"]
-        print("|", " | ".join([row["model"], f"{row['lr']:g}", row["way"], row["set"], *numbers]),
-              f"| {row['noise']:.0e} | {row['gradients']:.2f} |")  # fmt: skip
+        print("|", " | ".join([*named(row), *numbers]), f"| {row['noise']:.0e} | {row['gradients']:.2f} |")
     print("\nresiduals by steps: of 0 to 19 (warm-up), 20 to 99, 100 to 199; and the largest of a step")
-    print("| model | lr | way | set | 0-19 | 20-99 | 100-199 | largest | at step | measured there |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in sorted(common.rows("ledger"), key=lambda row: (row["model"], row["lr"], row["set"], order[row["way"]])):
-        names = ("first_20", "from_20_to_100", "after_100", "worst")
-        numbers = [f"{row[name]:+.4f}" for name in names] + [str(row["worst_step"]), f"{row['worst_measured']:+.4f}"]
-        print("|", " | ".join([row["model"], f"{row['lr']:g}", row["way"], row["set"], *numbers]), "|")
+    show("model lr steps way set 0-19 20-99 100-199 largest at_step measured_there")
+    for row in kept:
+        numbers = [f"{row[name]:+.4f}" for name in ("first_20", "from_20_to_100", "after_100", "worst")]
+        print("|", " | ".join([*named(row), *numbers]), f"| {row['worst_step']} | {row['worst_measured']:+.4f} |")
+
+
+def named(row: dict[str, Any]) -> list[str]:
+    return [row["model"], f"{row['lr']:g}", str(row["steps"]), row["way"], row["set"]]
+
+
+def show(columns: str) -> None:
+    """The head of a table."""
+    names = [name.replace("_", " ") for name in columns.split()]
+    print("|", " | ".join(names), "|\n" + "|---" * len(names) + "|")
 
 
 if __name__ == "__main__":
@@ -123,6 +131,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", choices=MODELS, default="demo")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--way", choices=WAYS, default="order 2")
+    parser.add_argument("--steps", type=int, default=STEPS, help="fewer, of the same run")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    table() if options.table else run(options.model, options.lr, options.way)
+    table() if options.table else run(options.model, options.lr, options.way, options.steps)
