@@ -122,6 +122,16 @@ def assert_agrees(model, x, tolerance, late=False, sets=3, **options):
             assert (gradient - theirs).norm() <= max(tolerance / 3, 1e-10) * theirs.norm()
 
 
+def assert_autocast_agrees(model, x):
+    """Under bfloat16 the dots belong to the rounded gradients: their sum is <.grad, D> to bfloat16's precision."""
+    directions = directions_for(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        dots = tapped(model, x, directions)
+    for parameter, D_k in directions.items():
+        total, whole = dots[parameter].sum(0), (D_k * parameter.grad).flatten(1).sum(1)
+        assert (total - whole).abs().max() < 1e-2 * parameter.grad.norm() * D_k.norm()
+
+
 def in_dtype(make_model, make_input, dtype):
     """A model and an input that wants a gradient where it can, the same ones every time."""
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ METADATA = {"optimizer": "AdamW", "excluded": "[]"}
 
 
 def write_steps(folder, rank, columns):
-    """One rank's part of a log, in flushes of 10 steps."""
+    """One rank's part of a log, in flushes of 10 steps; forward mode scores a parameter after the first."""
     table = log.PartedTable(log.step_schema(list(SETS), False, False, METADATA), folder / "steps" / rank, False)
     for start in range(0, STEPS, 10):
         rows = (columns["step"] >= start) & (columns["step"] < start + 10)
@@ -30,6 +30,7 @@ def write_steps(folder, rank, columns):
         constant |= {"weight": 1.0, **{f"candidate_{name}": None for name in SETS}}
         table.append({name: [each] * int(rows.sum()) for name, each in constant.items()}
                      | {name: column[rows].tolist() for name, column in columns.items()})  # fmt: skip
+        table.note("fallback", json.dumps(["gate"] if start else []))
         table.flush()
 
 
@@ -279,6 +280,7 @@ def test_json_holds_the_numbers(run):
     assert (found["steps"], found["rows"]) == (STEPS, len(columns["step"]))
     assert found["samples"] == len(set(columns["sample_id"].tolist()))
     assert found["sources"] is None
+    assert found["metadata"]["fallback"] == '["gate"]'  # as the last part has it
     for name in SETS:
         assert found["sets"][name]["total"] == pytest.approx(sums(columns, name, slice(None)))
         assert len(found["sets"][name]["best"]) == len(found["sets"][name]["worst"]) == 3

@@ -38,7 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
 PARTS = {
     "validation gradients": [(validation.ValidationSets, "gradients")],
     "validation losses": [(validation.ValidationSets, "losses")],
-    "directions": [(directions, "preconditioned"), (directions, "histories")],
+    "directions": [(directions, "first_order"), (directions, "preconditioned")],
     "late dots": [(scoring.Scorer, "_take_late")],
     "gradient norms, sum check": [(scoring.GradientRecord, "__init__"), (scoring.Scorer, "_check")],
     "log": [(log.RunLog, "samples"), (log.RunLog, "change")],

@@ -58,6 +58,7 @@ SETTINGS = {
     "order 2, forward": Setting("small", options={"order": 2, "late": "forward"}, spread=("ddp",)),
     "audited": Setting("small", options={"audit_every": 2}, spread=("ddp",)),
     "fallback": Setting("bare", options={"fallback": "jvp"}, spread=("ddp",)),
+    "fallback, of uses of one rank": Setting("lopsided", options={"fallback": "jvp"}, spread=("ddp",)),
     "gradients as bucket views": Setting(
         options={"order": 2}, pieces=2, clip=0.5, wrapper={"gradient_as_bucket_view": True}, spread=("ddp",)
     ),
@@ -65,6 +66,7 @@ SETTINGS = {
         options={"order": 2, "late": "replay"}, wrapper={"gradient_as_bucket_view": True}, spread=("ddp",),
         keeps_zeros=True,
     ),
+    "other layers": Setting("assorted", spread=("fsdp",)),
     "sharded in bfloat16": Setting(
         dtype=torch.float32, optimizer=torch.optim.SGD, options={"order": 2, "late": "replay"}, spread=("fsdp",),
         wrapper={"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)},
@@ -74,6 +76,37 @@ SETTINGS = {
         options={"order": 2, "late": "replay"}, wrapper={"find_unused_parameters": True}, spread=("ddp",)
     ),
 }  # fmt: skip
+
+
+class Assorted(nn.Module):
+    """A model of layers whose dots are taken in other ways than a linear layer's."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.filters, self.widen = nn.Conv1d(1, 6, 3, padding=1), nn.ConvTranspose1d(6, 8, 2)
+        self.bags = nn.EmbeddingBag(7, 8, mode="sum")
+        self.attend = nn.MultiheadAttention(8, 2, add_bias_kv=True, batch_first=True)
+        self.alone = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.gain, self.down = Gain(), nn.Linear(8, 1)
+        self.to(dtype)
+
+    def forward(self, x):
+        keys = torch.tanh(self.widen(torch.tanh(self.filters(x.unsqueeze(1))))).transpose(1, 2)
+        query = self.bags((3 * x.abs()).long().clamp_max(6)).unsqueeze(1)
+        mixed = self.attend(query, keys, keys)[0] + self.alone(keys, keys, keys, need_weights=False)[0]
+        return self.down(self.gain(mixed).sum(1)).squeeze(-1)
+
+
+class Gain(nn.Module):
+    """A layer with a forward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 8))
+
+    def forward(self, x):
+        return x * self.weight
 
 
 class Bare(Small):
@@ -87,11 +120,27 @@ class Bare(Small):
         return super().forward(self.gain * x)
 
 
+class Lopsided(Small):
+    """On one rank alone uses two layers as no tap expects, past a forward and without samples, for the same numbers."""
+
+    def __init__(self, dtype):
+        super().__init__(dtype)
+        self.table = nn.Embedding(6, 5).to(dtype)
+
+    def forward(self, x):
+        ids = torch.tensor([[[0, 2, 3], [3, 4, 4]]])
+        if dist.is_initialized() and dist.get_rank() and x.shape[0] == ROWS // 2:
+            shifted = x + self.table(ids[0]).mean((0, 1))
+            hidden = nn.functional.linear(shifted, self.up.weight, self.up.bias)
+        else:
+            hidden = self.up(x + self.table(ids.expand(len(x), -1, -1)).mean((1, 2)))
+        return self.down(torch.tanh(self.norm(hidden))).squeeze(-1)
+
+
 def build(setting):
     """(model, loss(model, rows of a batch), batch(number, rows))."""
-    if setting.model in ("small", "bare"):
-        model = (Small if setting.model == "small" else Bare)(setting.dtype)
-        return model, mse, lambda count, seed: regression(count, seed, setting.dtype)
+    if model := {"small": Small, "bare": Bare, "lopsided": Lopsided, "assorted": Assorted}.get(setting.model):
+        return model(setting.dtype), mse, lambda count, seed: regression(count, seed, setting.dtype)
     return language_model(setting.model, setting.dtype), lm_loss, sentences
 
 
@@ -105,7 +154,8 @@ def spread_out(model, how, wrapper):
             "LlamaRMSNorm",
         }  # of one such layer the parameters are a group of their own, a block's another
         layers = [m for m in model.modules() if type(m).__name__ in alone][:1]
-        blocks = [m for name, m in model.named_modules() if name in ("up", "transformer.h.0", "model.layers.0")]
+        of_a_group = ("up", "transformer.h.0", "model.layers.0", "filters", "attend")
+        blocks = [m for name, m in model.named_modules() if name in of_a_group]
         for module in layers + blocks:
             fully_shard(module, **wrapper)
         fully_shard(model, **wrapper)
@@ -129,7 +179,7 @@ def synchronised(model, last):
 
 
 def run(setting, how="alone", log=None, steps=STEPS):
-    """Trains; what it found, as {"phi": {(step, id): [...]}, "ledger": rows, "weights": {...}}."""
+    """Trains; what it found, as {"phi": {(step, id): [...]}, "ledger": rows, "weights": {...}, "fallback": names}."""
     rank, size = (dist.get_rank(), dist.get_world_size()) if how != "alone" else (0, 1)
     net, loss, batches = build(setting)
     model = spread_out(net, how, setting.wrapper)
@@ -162,7 +212,7 @@ def run(setting, how="alone", log=None, steps=STEPS):
     phi = {(r["step"], r["sample_id"]): [v for k, v in r.items() if k.startswith("phi")] for r in rows}
     assert {r["rank"] for r in rows} == {rank}
     weights = {name: _whole(p).detach().clone() for name, p in net.named_parameters()}
-    return {"phi": phi, "ledger": ledger, "weights": weights}
+    return {"phi": phi, "ledger": ledger, "weights": weights, "fallback": sorted(shapley.coverage().fallback)}
 
 
 def _whole(tensor):
@@ -170,8 +220,11 @@ def _whole(tensor):
 
 
 def run_all(rank, place, how, names):
-    """`run` for several settings in one group of processes."""
-    return {name: run(SETTINGS[name], how) for name in names}
+    """`run` for several settings, and then what is refused, in one group of processes: each takes seconds to start."""
+    found = {name: run(SETTINGS[name], how) for name in names}
+    if (how, dist.get_world_size()) == ("ddp", 2):
+        found |= {"refusals": refusals(rank), "missed": use_missed_by_taps(rank)}
+    return found
 
 
 def engine(model, trained=None, **options):
@@ -180,7 +233,7 @@ def engine(model, trained=None, **options):
     return gg.InRunShapley(model, optimizer, lambda m: m(torch.ones(1, 5)).sum(), **options)
 
 
-def refusals(rank, place):
+def refusals(rank):
     """The messages with which ways to spread a model are refused."""
     mesh = init_device_mesh("cpu", (2,))
 
@@ -220,7 +273,7 @@ def refusals(rank, place):
     return messages
 
 
-def use_missed_by_taps(rank, place):
+def use_missed_by_taps(rank):
     """The error of a run in which one rank alone uses a weight outside its layer."""
     model = DistributedDataParallel(Small())
     x, y = cut(regression(ROWS, 1), rank, 2)

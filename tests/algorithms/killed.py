@@ -25,17 +25,26 @@ class WithDropout(Small):
 
 
 def train(folder, rank=0, ranks=1, going=lambda: None):
-    """All steps that are left, with a checkpoint after every fourth and a part of the log after every third."""
+    """All steps that are left; a checkpoint before them and after every fourth, a part of the log after every third."""
     torch.manual_seed(rank)
     net = WithDropout()
     model = DistributedDataParallel(net) if ranks > 1 else net
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    first, checkpoint, mine = 0, folder / "checkpoint", folder / f"random-{rank}"
+    begun = checkpoint.exists()  # looked for before any rank can write one
     shapley = gg.InRunShapley(
         model, optimizer, lambda m: mse(m, regression(7, 99)), log=folder / "log", resume=True, flush_every=3,
         **OPTIONS[ranks],
     )  # fmt: skip
-    first, checkpoint, mine = 0, folder / "checkpoint", folder / f"random-{rank}"
-    if checkpoint.exists():
+
+    def checkpointed(step):
+        save(mine.with_suffix(f".{step}"), torch.get_rng_state())
+        state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        state["shapley"] = shapley.state_dict()
+        if rank == 0:
+            save(checkpoint, state)
+
+    if begun:
         state = torch.load(checkpoint)
         net.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -43,7 +52,7 @@ def train(folder, rank=0, ranks=1, going=lambda: None):
         first = state["step"]
         torch.set_rng_state(torch.load(mine.with_suffix(f".{first}")))
     else:
-        save(mine.with_suffix(".0"), torch.get_rng_state())
+        checkpointed(0)
     going()
     for step in range(first, STEPS):
         batch, ids = regression(ROWS, ranks * step + rank), torch.arange(ROWS) + ROWS * (ranks * step + rank)
@@ -59,11 +68,7 @@ def train(folder, rank=0, ranks=1, going=lambda: None):
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 4 == 0:
-            save(mine.with_suffix(f".{step + 1}"), torch.get_rng_state())
-            state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            state["shapley"] = shapley.state_dict()
-            if rank == 0:
-                save(checkpoint, state)
+            checkpointed(step + 1)
     shapley.close()
 
 

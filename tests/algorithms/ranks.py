@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def on_ranks(count, function, folder, timeout=100):
+def on_ranks(count, function, folder, timeout=200):
     """[function(rank, folder) for every rank], each in a process of its own; a deadlock fails in `timeout` seconds."""
     context = mp.get_context("spawn")
     place = Path(folder)

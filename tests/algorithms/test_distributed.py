@@ -62,8 +62,13 @@ def test_several_ranks_find_what_one_process_finds(spread, how, count, name):
         torch.testing.assert_close(ranks[0]["weights"][n], weight, rtol=tolerance, atol=max(tolerance, 1e-9))
 
 
-def test_ways_to_spread_a_model_that_are_not_supported_are_named(tmp_path):
-    for message in on_ranks(2, runs.refusals, tmp_path):
+def test_what_one_rank_leaves_to_forward_mode_all_do(spread):
+    for rank in spread("ddp", 2):
+        assert rank["fallback, of uses of one rank"]["fallback"] == ["table.weight", "up.bias", "up.weight"]
+
+
+def test_ways_to_spread_a_model_that_are_not_supported_are_named(spread):
+    for message in (rank["refusals"] for rank in spread("ddp", 2)):
         assert "tensor parallelism is not supported" in message["tensor"]
         assert "FullyShardedDataParallel flattens parameters" in message["fsdp 1"]
         assert "HSDP" in message["hybrid"]
@@ -83,6 +88,6 @@ def test_data_parallel_threads_are_refused():
         runs.engine(torch.nn.DataParallel(model))
 
 
-def test_an_error_on_one_rank_is_an_error_on_all(tmp_path):
-    for error in on_ranks(2, runs.use_missed_by_taps, tmp_path):
-        assert "some use of this parameter was not tapped" in error
+def test_an_error_on_one_rank_is_an_error_on_all(spread):
+    for rank in spread("ddp", 2):
+        assert "some use of this parameter was not tapped" in rank["missed"]

@@ -1,5 +1,6 @@
 """Parameters without a tap scored by forward mode, and the audit that finds what the sum check cannot."""
 
+import json
 import warnings
 
 import numpy as np
@@ -137,6 +138,8 @@ def test_parameters_used_where_no_tap_sees_them_join_the_fallback(options):
         np.testing.assert_allclose(phis(shapley)[-5:, 0], expected, rtol=1e-9)
     assert shapley.coverage().fallback.keys() == {"outside.weight", "outside.bias", "both.weight", "table.weight"}
     assert sum("fallback" in row.covered_by for row in shapley.coverage().rows) == 4
+    for table in (shapley.step_log(), shapley.ledger()):
+        assert json.loads(table.schema.metadata[b"fallback"]) == sorted(shapley.coverage().fallback)
 
 
 class Dispatched(Small):

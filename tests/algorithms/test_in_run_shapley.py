@@ -172,25 +172,6 @@ def test_clipping_by_value_is_refused():
         optimizer.step()
 
 
-def test_accumulation_equals_one_batch():
-    """Two microbatches under a common denominator are the batch of both."""
-    x, y = regression(6, 1)
-    logs = []
-    for pieces in ([slice(0, 6)], [slice(0, 2), slice(2, 6)]):
-        model = Small()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        shapley = gg.InRunShapley(model, optimizer, lambda m: mse(m, regression(7, 2)))
-        with shapley.step():
-            for piece in pieces:
-                with shapley.samples(torch.arange(6)[piece]):
-                    (mse(model, (x[piece], y[piece]), "sum") / 6).backward()
-        optimizer.step()
-        logs.append(shapley.step_log())
-    np.testing.assert_allclose(logs[0]["phi_validation"], logs[1]["phi_validation"], rtol=1e-6)
-    assert logs[1]["sample_id"].to_pylist() == list(range(6))
-    assert logs[1]["microbatch"].to_pylist() == [0, 0, 1, 1, 1, 1]
-
-
 def test_grad_scaler_is_undone_and_a_skipped_step_is_logged():
     logs = []
     for scale in (1.0, 2.0**16):

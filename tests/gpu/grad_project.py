@@ -59,6 +59,8 @@ def _lists_in_several_goes(make: layouts.Make) -> None:
     assert worst["out"] <= 1, worst
 
 
+KRONECKER, SPARSE = (f"grad_project/grad_project_{kind}.cuh" for kind in ("kronecker", "sparse"))
+
 CUDA = Cuda(
     # What the shared cases leave out: spans of features, of which the last is short; a table of buckets that does not
     # fit into shared memory; slabs of several tiles, and samples of several stages.
@@ -81,27 +83,35 @@ CUDA = Cuda(
             "before it\n"
             "    fetch((slot + stages - 1) % stages);\n    const char *stage",
             "fetch((slot + stages - 1) % stages);\n    const char *stage",
+            KRONECKER,
         ),
         "spans begin at the first feature": Mutant(
             "const M *y = static_cast<const M *>(side.matrix) + feature;",
             "const M *y = static_cast<const M *>(side.matrix);",
+            KRONECKER,
         ),
-        "sine and cosine not exchanged": Mutant("quarter & 1 ? sine : cosine, s", "cosine, s", dtype="bfloat16"),
+        "sine and cosine not exchanged": Mutant("quarter & 1 ? sine : cosine, s", "cosine, s", KRONECKER, "bfloat16"),
         "a matrix's second half forgotten": Mutant(
             "f[c].high[k][1], f[c].low[k][1]", "f[c].high[k][0], f[c].low[k][1]", "core/inner.cuh", "bfloat16"
         ),
-        "the scale of both where one is given": Mutant("(s.P_out.data ? 1.0 : double(s.k_out))", "double(s.k_out)"),
-        "no barrier before elements are placed": Mutant("__syncthreads(); // all beginnings", "// all beginnings"),
+        "the scale of both where one is given": Mutant(
+            "(s.P_out.data ? 1.0 : double(s.k_out))", "double(s.k_out)", KRONECKER
+        ),
+        "no barrier before elements are placed": Mutant(
+            "__syncthreads(); // all beginnings", "// all beginnings", SPARSE
+        ),
         "unstable order": Mutant(
-            "use(e, count + uint32_t(before));", "use(e, count + uint32_t(__popc(alike) - 1 - before));"
+            "use(e, count + uint32_t(before));", "use(e, count + uint32_t(__popc(alike) - 1 - before));", SPARSE
         ),
         "sorted by the first digit only": Mutant(
-            "width >> shift; shift += 8", "width >> shift && shift < 8; shift += 8"
+            "width >> shift; shift += 8", "width >> shift && shift < 8; shift += 8", SPARSE
         ),
-        "signs forgotten": Mutant("^ (hash & ~none)", "^ 0"),
-        "a bucket's other threads forgotten": Mutant("sum += ends[t].first_sum;", ""),
-        "no barrier before the tile is read": Mutant("__syncthreads(); // the whole tile", "// the whole tile"),
-        "a launch on the default stream": Mutant("list_shared, stream, s, at);", "list_shared, nullptr, s, at);"),
+        "signs forgotten": Mutant("^ (hash & ~none)", "^ 0", SPARSE),
+        "a bucket's other threads forgotten": Mutant("sum += ends[t].first_sum;", "", SPARSE),
+        "no barrier before the tile is read": Mutant("__syncthreads(); // the whole tile", "// the whole tile", SPARSE),
+        "a launch on the default stream": Mutant(
+            "list_shared, stream, s, at);", "list_shared, nullptr, s, at);", SPARSE
+        ),
     },
     showing=[
         Case(2, 3, 47, 31, (16, 1), "sparse"), Case(3, 5, 33, 18, (9, 6), given=("P_out",)),

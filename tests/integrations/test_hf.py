@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from torch import nn  # noqa: E402
 
 import ghostgram as gg  # noqa: E402
 from algorithms.models import VOCABULARY, language_model  # noqa: E402
+from algorithms.ranks import on_ranks  # noqa: E402
 from ghostgram.integrations.hf import InRunShapleyCallback, causal_lm_losses  # noqa: E402
+from integrations.runs import as_launched, assert_same_values, column, together  # noqa: E402
 
 SAMPLES, LENGTH, LR, MAX_NORM = 20, 11, 3e-3, 0.7
 
@@ -42,21 +45,22 @@ def validation(model):
     return model(**HELD_OUT).loss.float()
 
 
+def make_trainer(folder, model, **arguments):
+    """transformers' Trainer on the CPU, with 4 samples in a microbatch and 2 microbatches in a step."""
+    given = {
+        "output_dir": str(folder / "checkpoints"), "use_cpu": True, "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": LR, "max_grad_norm": MAX_NORM,
+        "report_to": [], "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no",
+        "eval_strategy": "no", "per_device_eval_batch_size": 4, "optim": "adamw_torch",
+    } | arguments  # fmt: skip
+    arguments = transformers.TrainingArguments(**given)
+    return transformers.Trainer(model, arguments, train_dataset=samples(), eval_dataset=samples(6, seed=2))
+
+
 @pytest.fixture
 def trainer(tmp_path):
-    """trainer(model, **arguments) of transformers', on the CPU, with 4 samples in a microbatch and 2 in a step."""
-
-    def make(model, **arguments):
-        given = {
-            "output_dir": str(tmp_path / "checkpoints"), "use_cpu": True, "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": LR, "max_grad_norm": MAX_NORM,
-            "report_to": [], "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no",
-            "eval_strategy": "no", "per_device_eval_batch_size": 4, "optim": "adamw_torch",
-        } | arguments  # fmt: skip
-        arguments = transformers.TrainingArguments(**given)
-        return transformers.Trainer(model, arguments, train_dataset=samples(), eval_dataset=samples(6, seed=2))
-
-    return make
+    """`make_trainer` in a folder of the test's own."""
+    return functools.partial(make_trainer, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +107,6 @@ def plain_loop(model, log, optim="adamw_torch", bf16=False, **settings):
     return shapley
 
 
-def column(table, name):
-    return np.array(table[name].to_pylist(), float)
-
-
-def assert_same_values(found, expected, tolerance=1e-5):
-    """Row by row of the step log, relative to the largest value; and the ledger's measurements."""
-    assert found.step_log()["sample_id"].to_pylist() == expected.step_log()["sample_id"].to_pylist()
-    phi, truth = (column(shapley.step_log(), "phi_validation") for shapley in (found, expected))
-    assert np.abs(phi - truth).max() <= tolerance * np.abs(truth).max()
-    for name in ("l_before", "l_after", "predicted"):
-        a, b = (column(shapley.ledger(), name) for shapley in (found, expected))
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
-
-
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize(
     ("settings", "optim"), [({}, "sgd"), ({"v_state": "post"}, "adamw_torch"), ({"order": 2}, "adamw_torch")]
@@ -146,6 +136,26 @@ def test_without_accumulation(model, trainer):
     valued.train()
     assert shapley.engine.step_log()["microbatch"].to_pylist() == [0] * (2 * SAMPLES)
     assert_same_values(shapley.engine, plain_loop(twin, shapley.engine.step_log(), order=2, late="stored"))
+
+
+def train_on_a_rank(_rank, folder):
+    as_launched()
+    shapley = InRunShapleyCallback(validation, order=2)
+    run = make_trainer(
+        folder, language_model("gpt2", torch.float32), per_device_train_batch_size=2, ddp_backend="gloo",
+        save_strategy="steps", save_steps=4, optim="sgd",
+    )  # fmt: skip
+    shapley.attach(run)
+    run.train()
+    return shapley.engine.step_log(), shapley.engine.ledger()
+
+
+def test_two_processes_find_what_one_finds(model, tmp_path):
+    """Under DistributedDataParallel, accumulated, with tokens counted over both, and a checkpoint by each."""
+    found = together(on_ranks(2, train_on_a_rank, tmp_path))
+    assert sorted(found.step_log()["sample_id"].to_pylist()) == sorted([sample["id"] for sample in samples()] * 2)
+    assert_same_values(found, plain_loop(copy.deepcopy(model), found.step_log(), "sgd", order=2))
+    assert len(list(tmp_path.glob("checkpoints/checkpoint-4/in_run_shapley_*.pt"))) == 2
 
 
 @pytest.mark.parametrize("late", ["forward", "auto"])

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import warnings
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,7 +13,9 @@ from torch import nn  # noqa: E402
 
 import ghostgram as gg  # noqa: E402
 from algorithms.models import Small, mse, regression  # noqa: E402
+from algorithms.ranks import on_ranks  # noqa: E402
 from ghostgram.integrations.lightning import InRunShapleyCallback  # noqa: E402
+from integrations.runs import as_launched, assert_same_values, together  # noqa: E402
 
 SAMPLES, BATCH, STEPS, LR, MAX_NORM = 20, 4, 6, 0.02, 0.4
 HELD_OUT = regression(7, 2, torch.float32)
@@ -59,7 +60,8 @@ def shares(module, batch):
     return (module.net(batch["x"]) - batch["y"]) ** 2 / len(batch["y"])
 
 
-def fit(module, *callbacks, ckpt_path=None, **settings):
+def fit(module, *callbacks, ckpt_path=None, rows=slice(None), **settings):
+    """Trains on some rows of every batch."""
     given = {
         "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "max_epochs": 2,
         "enable_progress_bar": False, "enable_model_summary": False, "accumulate_grad_batches": 2,
@@ -67,8 +69,9 @@ def fit(module, *callbacks, ckpt_path=None, **settings):
     } | settings  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few workers and batches
+        mine = [{name: column[rows] for name, column in batch.items()} for batch in batches()]
         trainer = lightning.Trainer(callbacks=list(callbacks), **given)
-        loaders = [torch.utils.data.DataLoader(each, batch_size=None) for each in (batches(), batches()[:1])]
+        loaders = [torch.utils.data.DataLoader(each, batch_size=None) for each in (mine, mine[:1])]
         trainer.fit(module, *loaders, ckpt_path=ckpt_path)
     return trainer
 
@@ -105,21 +108,6 @@ def plain_loop(net, optimizer="adamw", precision="32-true", accumulate=2, **sett
     return shapley
 
 
-def column(table, name):
-    return np.array(table[name].to_pylist(), float)
-
-
-def assert_same_values(found, expected, tolerance=1e-5):
-    for name in ("step", "sample_id", "microbatch"):
-        assert found.step_log()[name].to_pylist() == expected.step_log()[name].to_pylist()
-    phi, truth = (column(shapley.step_log(), "phi_validation") for shapley in (found, expected))
-    assert np.abs(phi - truth).max() <= tolerance * np.abs(truth).max()
-    for name in ("l_before", "l_after", "predicted", "cumulative_residual"):
-        a, b = (column(shapley.ledger(), name) for shapley in (found, expected))
-        rounding = 1e-7  # of float32 losses, of which a residual is what is left
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max() + rounding)
-
-
 @pytest.mark.parametrize(
     ("settings", "optimizer", "accumulate", "precision"),
     [
@@ -143,6 +131,20 @@ def test_values_are_those_of_a_plain_loop(settings, optimizer, accumulate, preci
     fit(untouched, precision=precision, accumulate_grad_batches=accumulate)
     for p, q in zip(module.parameters(), untouched.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-5 if precision == "32-true" else 1e-2)
+
+
+def train_on_a_rank(rank, _folder):
+    as_launched()
+    shapley = InRunShapleyCallback(validation, order=2)
+    rows = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
+    fit(Module(), shapley, rows=rows, strategy="ddp", devices=2, use_distributed_sampler=False)
+    return shapley.engine.step_log(), shapley.engine.ledger()
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    """Under DistributedDataParallel, accumulated."""
+    found = together(on_ranks(2, train_on_a_rank, tmp_path))
+    assert_same_values(found, plain_loop(Module().net, order=2))
 
 
 def test_shares_of_the_loss_serve_forward_mode_and_audits():

@@ -15,6 +15,7 @@ import torch
 
 import ghostgram as gg
 from ghostgram import _C
+from ghostgram.ops.gumbel_topk import UnequalScores
 from ghostgram.reference import gumbel_topk as reference
 from ghostgram.testing.cases.gumbel_topk import KNOWN_BITS
 
@@ -339,8 +340,10 @@ def test_one_id_with_two_scores_is_named(backend):
     top = gg.GumbelTopK(10, backend=backend)
     top.update(scores[:21], ids[:21])
     top.update(scores[21:], ids[21:])
-    with pytest.raises(ValueError, match=r"got two for id 7"):
+    with pytest.raises(UnequalScores, match=r"got two for id 7") as error:
         top.result()
+    assert error.value.id == 7
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
 ONES = np.ones(3)

@@ -7,7 +7,18 @@ import torch
 from torch import nn
 
 from ghostgram.taps import Taps, cover
-from single_samples import B, Checkpointed, assert_agrees, directions_for, in_dtype, loss_of, real, tapped, trained
+from single_samples import (
+    B,
+    Checkpointed,
+    assert_agrees,
+    assert_autocast_agrees,
+    directions_for,
+    in_dtype,
+    loss_of,
+    real,
+    tapped,
+    trained,
+)
 
 E, S, T = 8, 6, 4
 
@@ -127,13 +138,7 @@ def test_outputs_weights_and_dropout_are_torchs(name):
 
 @pytest.mark.parametrize("name", ["self", "keys are values", "bias_k, zeros, masks", "padding"])
 def test_autocast_agrees_with_its_own_gradient(name):
-    model, x = in_dtype(MODELS[name], real(S, E), torch.float32)
-    directions = directions_for(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        dots = tapped(model, x, directions)
-    for parameter, D in directions.items():
-        total, whole = dots[parameter].sum(0), (D * parameter.grad).flatten(1).sum(1)
-        assert (total - whole).abs().max() < 1e-2 * parameter.grad.norm() * D.norm()
+    assert_autocast_agrees(*in_dtype(MODELS[name], real(S, E), torch.float32))
 
 
 class Encoder(nn.Module):

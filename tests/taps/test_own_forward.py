@@ -13,6 +13,7 @@ from single_samples import (
     NotContiguous,
     Tower,
     assert_agrees,
+    assert_autocast_agrees,
     directions_for,
     in_dtype,
     norm,
@@ -157,13 +158,7 @@ def test_one_of_two_parameters_frozen(name, frozen):
 
 @pytest.mark.parametrize("name", ["T5's norm", "Falcon's linear", "prelu by channel", "bags", "bilinear"])
 def test_autocast_agrees_with_its_own_gradient(name):
-    model, x = in_dtype(*MODELS[name], torch.float32)
-    directions = directions_for(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        dots = tapped(model, x, directions)
-    for parameter, D_k in directions.items():
-        total, whole = dots[parameter].sum(0), (D_k * parameter.grad).flatten(1).sum(1)
-        assert (total - whole).abs().max() < 1e-2 * parameter.grad.norm() * D_k.norm()
+    assert_autocast_agrees(*in_dtype(*MODELS[name], torch.float32))
 
 
 def test_directions_far_smaller_than_bfloat16_weights():

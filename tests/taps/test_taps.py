@@ -17,6 +17,7 @@ from single_samples import (
     NotContiguous,
     Tower,
     assert_agrees,
+    assert_autocast_agrees,
     directions_for,
     in_dtype,
     loss_of,
@@ -140,16 +141,7 @@ def test_frozen_parameters_get_no_tap():
 
 @pytest.mark.parametrize("name", ["linear 3-D", "tied, three uses", "layer norm", "group norm 4-D", "conv1d"])
 def test_autocast_agrees_with_its_own_gradient(name):
-    """Under bfloat16 the dots belong to the rounded gradients: their sum is <.grad, D> to bfloat16's precision."""
-    model, x = build(name, torch.float32)
-    directions = directions_for(model)
-    coverage = cover(model, model.parameters())
-    taps = Taps(coverage, list(coverage.scored.values()))
-    with taps.samples(B, directions), torch.autocast("cpu", torch.bfloat16):
-        loss_of(model, x).backward()
-    for parameter, D_k in directions.items():
-        total, whole = taps.dots()[parameter].sum(0), (D_k * parameter.grad).flatten(1).sum(1)
-        assert (total - whole).abs().max() < 1e-2 * parameter.grad.norm() * D_k.norm()
+    assert_autocast_agrees(*build(name, torch.float32))
 
 
 def test_model_is_untouched_outside():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -155,3 +156,13 @@ def interval(numbers: Iterable[float]) -> tuple[float, float]:
     if len(array) < 2:
         return float(array.mean()), float("nan")
     return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
+
+
+def main(doc: str, run: Callable[..., None], table: Callable[[], None], **arguments: dict[str, Any]) -> None:
+    """An experiment's command line: one run, whose arguments are described as argparse does, or the table of all."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--table", action="store_true")
+    for name, described in arguments.items():
+        parser.add_argument(f"--{name}", **described)
+    options = vars(parser.parse_args())
+    table() if options.pop("table") else run(**options)

@@ -8,7 +8,6 @@ The demo's text, sets (prose and code, 8 windows each), warm-up and clipping; it
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -127,11 +126,8 @@ def show(columns: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, default="demo")
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--way", choices=WAYS, default="order 2")
-    parser.add_argument("--steps", type=int, default=STEPS, help="fewer, of the same run")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    table() if options.table else run(options.model, options.lr, options.way, options.steps)
+    common.main(
+        __doc__, run, table,
+        model={"choices": MODELS, "default": "demo"}, lr={"type": float, "default": 5e-4},
+        way={"choices": WAYS, "default": "order 2"}, steps={"type": int, "default": STEPS},
+    )  # fmt: skip

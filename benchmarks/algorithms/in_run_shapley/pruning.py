@@ -11,7 +11,6 @@ to a tenth over the second half of a run: without that, where a run happens to e
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,7 @@ from common import (
     batches,
     corpus,
     interval,
+    main,
     mean_loss,
     record,
     rows,
@@ -140,8 +140,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    table() if options.table else run(options.seed)
+    main(__doc__, run, table, seed={"type": int})

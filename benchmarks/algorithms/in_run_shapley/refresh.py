@@ -9,12 +9,11 @@ are of blocks of 8 steps, which hold as many refreshes each; shown are medians o
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
 import numpy as np
-from common import BATCH, Learner, batches, corpus, interval, mean_loss, record, rows
+from common import BATCH, Learner, batches, corpus, interval, main, mean_loss, record, rows
 from scipy import stats
 
 import ghostgram as gg
@@ -80,8 +79,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    table() if options.table else run(options.seed)
+    main(__doc__, run, table, seed={"type": int})

@@ -11,7 +11,6 @@ much text as the others have at the end; and how many of the windows trained on 
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import common  # puts examples/ on the path
@@ -94,8 +93,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    table() if options.table else run(options.seed)
+    common.main(__doc__, run, table, seed={"type": int})

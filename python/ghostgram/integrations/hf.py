@@ -172,9 +172,8 @@ class InRunShapleyCallback(TrainerCallback):  # type: ignore[misc]
         if saved is not None and not saved.exists():
             logger.warning("%s: no such file: valuing starts at step %d", saved, state.global_step)
             saved = None
-        self._engine = InRunShapley(
-            trainer.model, optimizer, self._validation, resume=saved is not None, **self._settings
-        )
+        model = trainer.model if args.world_size <= 1 else trainer.model_wrapped  # which averages gradients
+        self._engine = InRunShapley(model, optimizer, self._validation, resume=saved is not None, **self._settings)
         if saved is not None:
             self._engine.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
 

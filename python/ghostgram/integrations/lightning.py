@@ -99,7 +99,8 @@ class InRunShapleyCallback(Callback):  # type: ignore[misc]
             else {name: _in_precision(trainer, each) for name, each in validation.items()}
         )
         optimizer = trainer.optimizers[0]
-        self._engine = InRunShapley(pl_module, optimizer, inside, resume=state is not None, **self._settings)
+        model = pl_module if trainer.world_size <= 1 else trainer.strategy.model  # which averages gradients
+        self._engine = InRunShapley(model, optimizer, inside, resume=state is not None, **self._settings)
         if state is not None:
             self._engine.load_state_dict(state)
         _call_closures_first(optimizer, self._patched)

@@ -12,6 +12,18 @@ from ghostgram._arrays import Array
 from ghostgram.ops import _torch
 
 
+class UnequalScores(ValueError):
+    """One id has two scores among the best; `id` is that id, as int64."""
+
+    def __init__(self, id: int):
+        super().__init__(id)
+        self.id = id
+
+    def __str__(self) -> str:
+        unsigned = f" ({self.id + 2**64} as uint64)" if self.id < 0 else ""
+        return f"ids: expected one score for each id, got two for id {self.id}{unsigned}"
+
+
 def gumbel_topk(
     scores: Array, k: int, *, ids: Array | None = None, seed: int = 0, temperature: float = 1.0, backend: str = "auto"
 ) -> Array:
@@ -203,8 +215,7 @@ def raise_fault(nan_at: int, two_scores: int, two_scores_id: int, no_room: int) 
     if nan_at >= 0:
         raise ValueError(f"scores: expected numbers, got NaN at index {nan_at}")
     if two_scores:
-        unsigned = f" ({two_scores_id + 2**64} as uint64)" if two_scores_id < 0 else ""
-        raise ValueError(f"ids: expected one score for each id, got two for id {two_scores_id}{unsigned}")
+        raise UnequalScores(two_scores_id)
 
 
 def _home(scores: Array) -> Array:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.taps.linear import apply_linear, bias_stats
-from ghostgram.taps.session import Slot, Tap, keep, save_scoring, scores, tap_of
+from ghostgram.taps.session import Slot, Tap, keep, save_scoring, saved, scores, tap_of
 from ghostgram.taps.uses import DenseUse, sums
 
 
@@ -26,7 +26,7 @@ class _Row(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        D, _, segments = ctx.saved_tensors
+        D, _, segments = saved(ctx)
         grad_row = dots = None
         if ctx.needs_input_grad[0] or D is not None:
             D = None if D is None else D.flatten(1)

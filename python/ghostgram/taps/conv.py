@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ghostgram.ops import _torch
 from ghostgram.taps.linear import cast
-from ghostgram.taps.session import autocast_dtype, keep, save_scoring, scores, tap_of
+from ghostgram.taps.session import autocast_dtype, keep, save_scoring, saved, scores, tap_of
 from ghostgram.taps.uses import DenseUse, Use, sums
 
 PIECE = 16 << 20
@@ -50,7 +50,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, D_weight, D_bias, _ = ctx.saved_tensors
+        x, weight, D_weight, D_bias, _ = saved(ctx)
         geometry = ctx.geometry
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         signal, opposite = (grad, x) if geometry.transposed else (x, grad)

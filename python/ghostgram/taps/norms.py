@@ -36,7 +36,7 @@ class _LayerNorm(torch.autograd.Function):
                 grad, x, ctx.shape, mean, rstd, weight, bias, [True, False, False]
             )[0]
         features = weight.numel()
-        mean, rstd = (_statistic(s.reshape(x.shape[0], -1), x) for s in (mean, rstd))
+        mean, rstd = (sums(s.reshape(x.shape[0], -1)) for s in (mean, rstd))
         layer = _Layer(_tokens(grad, features), _tokens(x, features), mean, rstd)
         grads, dots = _gradients(ctx, weight, layer, *scored)
         return grad_x, *grads, None, None, *dots
@@ -63,7 +63,7 @@ class _GroupNorm(torch.autograd.Function):
             grad_x = torch.ops.aten.native_group_norm_backward(
                 grad, x, mean, rstd, weight, *ctx.sizes, [True, False, False]
             )[0]
-        layer = _Layer(_channels(grad), _channels(x), _statistic(mean, x), _statistic(rstd, x), True)
+        layer = _Layer(_channels(grad), _channels(x), sums(mean), sums(rstd), True)
         grads, dots = _gradients(ctx, weight, layer, *scored)
         return grad_x, *grads, None, None, *dots
 
@@ -178,11 +178,6 @@ def _along_channels(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.view(-1, *(1,) * (x.dim() - 2))
 
 
-def _statistic(s: Tensor, x: Tensor) -> Tensor:
-    """A saved mean or rstd in the dtype of sums over x."""
-    return s.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
 def _affine(layer: _Layer, D_weight: Tensor | None, D_bias: Tensor | None) -> tuple[Tensor, ...]:
     b, x, mean, rstd, channels_first = layer
     D_weight, D_bias = (None if D is None else D.flatten(1) for D in (D_weight, D_bias))
@@ -258,11 +253,19 @@ def gemma_norm_forward(module: Any, x: Tensor) -> Tensor:
     return _written_out_norm(module, x, 1.0)
 
 
+def written_out_eps(module: Any) -> Any:
+    """The epsilon of an RMSNorm of somebody's own, under either of its two names; None where it has neither."""
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+def root_mean_square_normalised(x: Tensor, eps: float) -> Tensor:
+    """x over the root of its mean square along the last axis."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
 def _written_out_norm(module: Any, x: Tensor, offset: float) -> Tensor:
     tap_of(module).check_samples(x, type(module).__name__)
-    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    wide = x.float() if x.dtype != torch.float64 else x
-    normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    normalised = root_mean_square_normalised(sums(x), written_out_eps(module))
     if offset:
         return _apply(_Scale, module, normalised, offset, bias=False).type_as(x)
     return _apply(_Scale, module, normalised.to(x.dtype), 0.0, bias=False)

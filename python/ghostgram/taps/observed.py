@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostgram.taps.session import Slot, Tap, keep, save_scoring, scores, tap_of
+from ghostgram.taps.session import SCORING, Slot, Tap, keep, save_scoring, saved, scores, tap_of
 from ghostgram.taps.uses import ContractedUse
 
 Contract = Callable[..., Tensor]
@@ -26,14 +26,14 @@ class _Observed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, contract: Contract, *rest: Any) -> Tensor:
-        scoring, tensors = rest[:7], rest[7:]
+        scoring, tensors = rest[:SCORING], rest[SCORING:]
         save_scoring(ctx, scoring, *tensors)
         ctx.contract = contract
         return y.detach()  # no view, which nobody could change in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        *tensors, D, _, segments = ctx.saved_tensors
+        *tensors, D, _, segments = saved(ctx)
         dots = None if D is None else ctx.contract(ctx.rows, segments, *tensors, grad, D)
         if ctx.later is not None and (parameter := ctx.later[1].parameter) is not None:
             contract = partial(ctx.contract, ctx.rows, segments, *tensors, grad)

@@ -19,6 +19,7 @@ from torch.utils import _pytree
 
 from ghostgram.taps.observed import observed
 from ghostgram.taps.session import tap_of
+from ghostgram.taps.sharding import whole
 from ghostgram.taps.uses import by_row
 
 
@@ -133,7 +134,8 @@ def own_forward(module: nn.Module) -> OwnForward | str:
     if next((child for child in module.children() if next(child.parameters(), None) is not None), None) is not None:
         return f"{name} has no tap"
     why = f"{name} has no tap"
-    twin, parameters = _twin(module), dict(module.named_parameters(recurse=False))
+    twin = _twin(module)
+    parameters: dict[str, Tensor] = {key: whole(p) for key, p in module.named_parameters(recurse=False)}
     for inputs in _inputs(module):
         twin._buffers = {key: None if b is None else b.clone() for key, b in module._buffers.items()}
         try:
@@ -183,4 +185,4 @@ def _inputs(module: Any) -> Iterator[tuple[Tensor, ...]]:
         axes = weight.shape or (1,)
         shapes = [[(3, 4, axes[-1])], [(3, 4, *axes)], [(3, axes[0], 4, 5)], [(3, axes[0])]]
     for each in shapes:
-        yield tuple(torch.randn(shape, generator=random).to(weight) for shape in each)
+        yield tuple(torch.randn(shape, generator=random).to(weight.device, weight.dtype) for shape in each)

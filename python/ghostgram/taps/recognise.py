@@ -19,6 +19,8 @@ from ghostgram.taps.norms import (
     layer_norm_forward,
     llama_norm_forward,
     rms_norm_forward,
+    root_mean_square_normalised,
+    written_out_eps,
 )
 from ghostgram.taps.observed import bag_forward
 from ghostgram.taps.own_forward import own_forward
@@ -93,7 +95,7 @@ def _couples_samples(module: Any) -> str | None:
 def _written_out_norm(module: Any) -> Forward | None:
     """Third-party RMSNorms are recognised by what they compute, not by their name: eps, casts and scale differ."""
     parameters = dict(module.named_parameters())
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    eps = written_out_eps(module)
     if parameters.keys() != {"weight"} or parameters["weight"].dim() != 1 or not isinstance(eps, float):
         return None
     if not type(module).__name__.endswith("Norm"):
@@ -101,7 +103,7 @@ def _written_out_norm(module: Any) -> Forward | None:
     weight = whole(parameters["weight"])
     with torch.no_grad():
         x = torch.linspace(-1.7, 2.3, 3 * weight.numel(), device=weight.device).view(1, 3, -1).to(weight.dtype)
-        normalised = x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + eps)
+        normalised = root_mean_square_normalised(x.double(), eps)
         module._parameters["weight"] = weight
         try:
             y = module.forward(x).double()  # not by a call, whose hooks may want to gather weights

@@ -36,7 +36,7 @@ class Slot:
     """
 
     directions: Tensor | None = None
-    """(K, *shape) to contract with; None when the parameter is not scored or its directions come later."""
+    """(K, *shape) of the whole parameter to contract with; None when it is not scored or its directions come later."""
     probe: Tensor | None = None
     """(rows, K) of zeros, whose gradient the dots are; empty where it is there only to make autograd call the layer's
     backward; None where nothing is wanted of it."""
@@ -49,8 +49,7 @@ class Slot:
 
     def part(self, start: int, stop: int) -> Slot:
         """The slot of the parameter's rows start to stop."""
-        directions = None if self.directions is None else self.directions[:, start:stop]
-        return replace(self, directions=directions, rows=(start, stop))
+        return replace(self, rows=(start, stop))
 
     def keep(self, taps: Taps, use: Callable[[], Use]) -> None:
         """Keeps a use of these rows, if the parameter is wanted later."""
@@ -84,9 +83,12 @@ class Tap:
         return self.slots.get(name, _EMPTY)
 
     def scoring(self, weight: Slot, bias: Slot = _EMPTY) -> tuple[Any, ...]:
-        """What scores a layer's two parameters: the last seven arguments of its autograd.Function."""
+        """What scores a layer's two parameters: the last `SCORING` arguments of its autograd.Function."""
         later = (self, weight, bias) if self.keeps else None
-        return weight.directions, weight.probe, bias.directions, bias.probe, self.segments, self.rows, later
+        return (
+            weight.directions, weight.probe, weight.rows, bias.directions, bias.probe, bias.rows,
+            self.segments, self.rows, later,
+        )  # fmt: skip
 
     def check_samples(self, x: Tensor, layer: str) -> None:
         """Raises unless the first dimension of a layer's input is the sample (and, in packed rows, the second T)."""
@@ -309,22 +311,32 @@ def tap_of(module: nn.Module) -> Tap:
 # What a tapped layer's autograd.Function does with the arguments of `Tap.scoring`. ---------------------------------
 
 
+SCORING = 9
+"""How many they are."""
+
+
 def save_scoring(ctx: Any, scoring: tuple[Any, ...], *tensors: Tensor | None) -> None:
     """Saves a layer's tensors and, behind them, the directions of weight and bias and the segments.
 
     A backward reads them by `saved`.
     """
-    D_weight, _, D_bias, _, segments, ctx.rows, ctx.later = scoring
+    D_weight, _, of_weight, D_bias, _, of_bias, segments, ctx.rows, ctx.later = scoring
+    ctx.read = of_weight, of_bias
     ctx.save_for_backward(*tensors, D_weight, D_bias, segments)
 
 
 def saved(ctx: Any) -> tuple[Any, ...]:
-    """What `save_scoring` saved, directions whole: those of a sharded parameter are gathered here, for one backward.
+    """What `save_scoring` saved, of the directions the rows that were read of weight and bias.
 
-    To be called once only: checkpointing refuses to read `ctx.saved_tensors` a second time.
+    Those of a sharded parameter are gathered here, for one backward. To be called once only: checkpointing refuses to
+    read `ctx.saved_tensors` a second time.
     """
     *tensors, D_weight, D_bias, segments = ctx.saved_tensors
-    return *tensors, whole(D_weight), whole(D_bias), segments
+    D_weight, D_bias = (
+        D if D is None or rows is None else D[:, slice(*rows)]
+        for D, rows in zip((whole(D_weight), whole(D_bias)), ctx.read, strict=True)
+    )
+    return *tensors, D_weight, D_bias, segments
 
 
 def keep(ctx: Any, of_weight: Callable[[], Use], of_bias: Callable[[], Use] | None = None) -> None:
@@ -338,7 +350,7 @@ def keep(ctx: Any, of_weight: Callable[[], Use], of_bias: Callable[[], Use] | No
 
 def scores(dots_weight: Tensor | None, dots_bias: Tensor | None = None) -> tuple[Tensor | None, ...]:
     """The gradients of the arguments of `Tap.scoring`: dots for probes, nothing for the others."""
-    return None, dots_weight, None, dots_bias, None, None, None
+    return None, dots_weight, None, None, dots_bias, None, None, None, None
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

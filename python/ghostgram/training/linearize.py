@@ -42,6 +42,11 @@ def state_is_ready(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
     return isinstance(optimizer, torch.optim.SGD) or "exp_avg_sq" in optimizer.state.get(parameter, {})
 
 
+def local_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str, Any]:
+    """An optimizer's state of a parameter, of sharded tensors the parts that this process holds."""
+    return {n: local(v) if isinstance(v, Tensor) else v for n, v in optimizer.state.get(parameter, {}).items()}
+
+
 def linearize(
     optimizer: torch.optim.Optimizer,
     group: Mapping[str, Any],
@@ -66,10 +71,7 @@ def linearize(
         Adam's frozen-state linearisation and the treatment of momentum as history: the derivation is in
         docs/algorithms/in_run_shapley.md.
     """
-    held = [optimizer.state.get(parameter, {}) for parameter in parameters]
-    states: list[Mapping[str, Any]] = [
-        {n: local(v) if isinstance(v, Tensor) else v for n, v in state.items()} for state in held
-    ]
+    states = [local_state(optimizer, parameter) for parameter in parameters]
     weights = [local(parameter) for parameter in parameters]
     with torch.no_grad():
         if isinstance(optimizer, torch.optim.SGD):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ghostgram.taps.sharding import is_sharded, local
+from ghostgram.taps.uses import sums
 
 BUCKET = 1 << 24
 """Elements of gradients that are averaged by one message."""
@@ -87,8 +88,7 @@ class Ranks:
         mean: dict[nn.Parameter, Tensor] = {}
         for bucket in _buckets(gradient):
             taken = [gradient.pop(p) for p in bucket]
-            wide = torch.float64 if taken[0].dtype == torch.float64 else torch.float32
-            flat = torch.cat([g.detach().to(wide).flatten() for g in taken])
+            flat = torch.cat([sums(g.detach()).flatten() for g in taken])
             dist.all_reduce(flat, group=self._group)
             flat /= self.size
             parts = torch.split(flat, [g.numel() for g in taken])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghostgram.taps.sharding import local
-from ghostgram.training.linearize import Linearised, linearize
+from ghostgram.training.linearize import Linearised, linearize, local_state
 
 
 def secant(
@@ -49,13 +49,9 @@ def secant(
     decoupled = isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
     with torch.no_grad():
         return [
-            _adam(group, local(w), _local_state(optimizer, w), local(grad), decoupled)
+            _adam(group, local(w), local_state(optimizer, w), local(grad), decoupled)
             for w, grad in zip(parameters, grads, strict=True)
         ]
-
-
-def _local_state(optimizer: torch.optim.Optimizer, w: Tensor) -> Mapping[str, Any]:
-    return {n: local(v) if isinstance(v, Tensor) else v for n, v in optimizer.state.get(w, {}).items()}
 
 
 def _adam(group: Mapping[str, Any], w: Tensor, state: Mapping[str, Any], grad: Tensor, decoupled: bool) -> Linearised:

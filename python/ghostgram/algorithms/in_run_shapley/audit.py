@@ -107,7 +107,7 @@ def unlike_the_oracle(scorer: Scorer, microbatches: Sequence[Microbatch], direct
     for microbatch in microbatches:
 
         def wrong(parameters: list[nn.Parameter], where: Microbatch = microbatch) -> list[nn.Parameter]:
-            truth = where.derivatives(scorer.model, {p: directions[p] for p in parameters})
+            truth = scorer.derivatives(where, {p: directions[p] for p in parameters})
             dots = torch.stack([where.dots[p] for p in parameters])
             if bool(((dots.sum(0) - truth).abs() <= _allowed(scorer) * dots.abs().sum(0).amax(0)).all()):
                 return []

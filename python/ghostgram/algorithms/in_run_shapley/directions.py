@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley.validation import Gradient, ValidationSets
 from ghostgram.taps.sharding import local
+from ghostgram.taps.uses import sums
 from ghostgram.training.gathered import gathered
 from ghostgram.training.linearize import Linearised
 from ghostgram.training.ranks import Ranks
@@ -35,46 +36,58 @@ Linearise = Callable[[Mapping[str, Any], Sequence[Tensor], Sequence[Tensor] | No
 """(param_group, its parameters, what the optimizer will read in their .grad or None) -> P and h of each."""
 
 
-def preconditioned(
+def first_order(
     linearise: Linearise,
     groups: Groups,
     gradients: list[Gradient],
     scaled: Mapping[nn.Parameter, Tensor] | None,
-) -> Directions:
-    """P * gradient, (K, *shape) for every parameter; uses up the gradients.
+    ranks: Ranks,
+) -> tuple[Directions, Directions]:
+    """P * gradient, (K, *shape) for every parameter, and its history <gradient_k, h>; uses up the gradients.
 
     Args:
         linearise: How the optimizer's step is linearised.
         groups: parameter -> its param_group.
         gradients: One per set.
         scaled: The gradients that the optimizer will read, for P after the batch; None for P before it.
+        ranks: The processes that hold parts of the parameters.
+
+    Returns:
+        The directions, and of every parameter that has a history (K,) on the CPU.
     """
     directions: Directions = {}
+    history: Directions = {}
     for group, parameters in together(groups, scaled):
-        grads = None if scaled is None else [scaled[p] for p in parameters]
-        Ps = [each.P for each in linearise(group, parameters, grads)]
-        for p in parameters:
-            directions[p] = _stacked([gradient.pop(p) for gradient in gradients])
-        for k in range(len(gradients)):
-            torch._foreach_mul_([directions[p][k] for p in parameters], Ps)
+        steps = linearise(group, parameters, None if scaled is None else [scaled[p] for p in parameters])
+        for p, (_, h) in zip(parameters, steps, strict=True):
+            if h is not None:
+                history[p] = torch.stack([dot(gradient[p], h) for gradient in gradients])
+        directions |= _preconditioned(parameters, steps, gradients)
+    return directions, dict(zip(history, ranks.over_elements(gathered(history.values())), strict=True))
+
+
+def preconditioned(
+    linearise: Linearise, groups: Groups, gradients: list[Gradient], scaled: Mapping[nn.Parameter, Tensor]
+) -> Directions:
+    """The directions of `first_order` alone, for P after the batch."""
+    directions: Directions = {}
+    for group, parameters in together(groups, scaled):
+        steps = linearise(group, parameters, [scaled[p] for p in parameters])
+        directions |= _preconditioned(parameters, steps, gradients)
     return directions
 
 
-def histories(
-    linearise: Linearise,
-    groups: Groups,
-    gradients: list[Gradient],
-    scaled: Mapping[nn.Parameter, Tensor] | None,
-    ranks: Ranks,
+def _preconditioned(
+    parameters: Sequence[nn.Parameter], steps: Sequence[Linearised], gradients: list[Gradient]
 ) -> Directions:
-    """<gradient_k, h>, (K,) on the CPU for every parameter that has a history."""
-    history: Directions = {}
-    for group, parameters in together(groups, scaled):
-        grads = None if scaled is None else [scaled[p] for p in parameters]
-        for p, (_, h) in zip(parameters, linearise(group, parameters, grads), strict=True):
-            if h is not None:
-                history[p] = torch.stack([dot(gradient[p], h) for gradient in gradients])
-    return dict(zip(history, ranks.over_elements(gathered(history.values())), strict=True))
+    """P * gradient of some parameters, in the dtype that sums are kept in; a single set's gradient is not copied."""
+    directions = {}
+    for p in parameters:
+        of_sets = [gradient.pop(p).detach() for gradient in gradients]
+        directions[p] = sums(of_sets[0].unsqueeze(0) if len(of_sets) == 1 else torch.stack(of_sets))
+    for k in range(len(gradients)):
+        torch._foreach_mul_([directions[p][k] for p in parameters], [each.P for each in steps])
+    return directions
 
 
 def along_the_step(
@@ -223,11 +236,3 @@ def together(
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """<x, y> of tensors of one shape, in y's dtype."""
     return torch.dot(x.flatten().to(y.dtype), y.flatten())
-
-
-def _stacked(gradients: list[Tensor]) -> Tensor:
-    """(K, *shape) in the dtype that sums are kept in; a single gradient is taken as it is, not copied."""
-    wide = torch.float64 if gradients[0].dtype == torch.float64 else torch.float32
-    if len(gradients) == 1:
-        return gradients[0].detach().to(wide).unsqueeze(0)
-    return torch.stack(gradients).detach().to(wide)

@@ -153,9 +153,9 @@ class InRunShapley:
         wide = any(p.dtype == torch.float64 for p in groups)
         metadata = {"reduction": "as in the training loss", "optimizer": type(optimizer).__name__,
                     "excluded": json.dumps(sorted(self._coverage.excluded)),
-                    "fallback": json.dumps(sorted(self._coverage.fallback)),
                     "documents": "exact" if doc_mask else "by position"}  # fmt: skip
         self._log = logs.RunLog(log, self._ranks, self._sets.names, compare_orders, wide, metadata, resume)
+        self._note_fallback()
         self._number = int(self._ranks.largest(self._log.next_step())) - 1  # of the last step opened
         self._step: Step | None = None
         self._inside = False
@@ -355,7 +355,12 @@ class InRunShapley:
         except BaseException:
             self._step = None
             raise
+        self._note_fallback()
         self._log.samples(step, self._order)
+
+    def _note_fallback(self) -> None:
+        """What forward mode scores, which parameters may join from step to step, goes into the log's metadata."""
+        self._log.note("fallback", json.dumps(sorted(self._coverage.fallback)))
 
     def _finish_step(self, after: Tensor | None = None, measure: bool = True) -> None:
         """Closes the last step with the validation losses after it, as the next step has found them or measured here.

@@ -53,6 +53,10 @@ class PartedTable:
         for name, values in self._rows.items():
             values.extend(columns[name])
 
+    def note(self, name: str, text: str) -> None:
+        """Sets an entry of the metadata, in parts written from now on."""
+        self._schema = self._schema.with_metadata({**self._schema.metadata, name.encode(): text.encode()})
+
     def flush(self) -> None:
         """Writes the rows appended since the last flush as one part."""
         import pyarrow as pa
@@ -74,13 +78,15 @@ class PartedTable:
         self._rows = {name: [] for name in self._schema.names}
 
     def read(self) -> Any:
-        """Every row so far, as a pyarrow.Table."""
+        """Every row so far, as a pyarrow.Table with the metadata of the last part."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.flush()
         parts = self._memory if self._folder is None else [pq.read_table(path) for path in self._parts()]
-        return pa.concat_tables(parts) if parts else self._schema.empty_table()
+        if not parts:
+            return self._schema.empty_table()
+        return pa.concat_tables(parts).replace_schema_metadata(parts[-1].schema.metadata)
 
     def next_step(self) -> int:
         """The step after the last one flushed."""
@@ -163,6 +169,11 @@ class RunLog:
     def next_step(self) -> int:
         """The step after the last one flushed."""
         return self.steps.next_step()
+
+    def note(self, name: str, text: str) -> None:
+        """Sets an entry of the metadata of both, in parts written from now on."""
+        self.steps.note(name, text)
+        self.ledger.note(name, text)
 
     def flush(self) -> None:
         """Writes what is held in memory."""

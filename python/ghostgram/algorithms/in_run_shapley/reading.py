@@ -22,7 +22,7 @@ class Log:
     sets: tuple[str, ...]
     """The validation sets."""
     metadata: dict[str, str]
-    """What the run wrote beside the rows: sign, reduction, optimizer, excluded."""
+    """What the run wrote beside the rows of its last part: sign, reduction, optimizer, excluded, fallback, ..."""
     steps: Any
     """pyarrow Dataset: one row per scored sample and step, of all ranks."""
     ledger: Any
@@ -69,12 +69,12 @@ def _dataset(folder: Path) -> Any:
         sign = (found.metadata or {}).get(b"sign", b"").decode()
         if sign != SIGN:
             raise LogError(f"{path}: expected the metadata sign = {SIGN!r}, got {sign!r}")
-        schema = schema or found
-        if not found.equals(schema):
+        if schema is not None and not found.equals(schema):
             raise LogError(
                 f"{path}: its columns are {_columns(found)}, but those of {paths[0]} are {_columns(schema)}: "
                 "parts of two runs in one folder?"
             )
+        schema = found  # and at last the metadata of the last part, when most is known
     return ds.dataset([str(path) for path in paths], schema=schema, format="parquet") if paths else None
 
 

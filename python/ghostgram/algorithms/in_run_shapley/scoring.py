@@ -216,11 +216,11 @@ class Scorer:
 
     def _first_order(self, step: Step, scaled: Mapping[nn.Parameter, Tensor] | None) -> Directions:
         """P * grad l_k, and the history into the step."""
-        step.history = ways.histories(self._linearise, self.groups, step.gradients, scaled, self.ranks)
         held = self.settings.refresh > 1
         gradients = [{p: g.clone() for p, g in each.items()} if held else each for each in step.gradients]
         step.gradients = []
-        return ways.preconditioned(self._linearise, self.groups, gradients, scaled)
+        directions, step.history = ways.first_order(self._linearise, self.groups, gradients, scaled, self.ranks)
+        return directions
 
     def _late_directions(self, step: Step, scaled: Mapping[nn.Parameter, Tensor]) -> tuple[Directions, Tensor]:
         """Directions that depend on the batch's own gradient, and the history where order 2 gives it as a sum."""
@@ -272,9 +272,7 @@ class Scorer:
             with self.ranks.aside():
                 microbatch.replayed(self.taps, self._placed(self._tapped(directions)), list(self.groups))
         else:
-            excluded = set(self.coverage.excluded.values())
-            along = {p: d for p, d in directions.items() if p not in excluded}
-            microbatch.joint = self.derivatives(microbatch, along)
+            microbatch.joint = self.derivatives(microbatch, self._scored(directions))
         microbatch.fetch()
 
     def _ask_oracle(self, step: Step, microbatch: Microbatch, directions: Directions) -> None:
@@ -282,8 +280,7 @@ class Scorer:
         if microbatch.way != "forward" and (along := self._along(directions)):
             microbatch.joint = self.derivatives(microbatch, along)
         if self.audits(step):
-            scored = [*self.coverage.scored.values(), *self._fallback]
-            microbatch.oracle = self.derivatives(microbatch, {p: directions[p] for p in scored if p in directions})
+            microbatch.oracle = self.derivatives(microbatch, self._scored(directions))
 
     def derivatives(self, microbatch: Microbatch, along: Directions) -> Tensor:
         """(rows, K) of every sample's share of the loss, by forward mode."""
@@ -321,7 +318,7 @@ class Scorer:
     def _check(self, step: Step, directions: Directions, scales: Mapping[nn.Parameter, float]) -> None:
         """The sum check, after which parameters with an untapped use may join those that forward mode scores."""
         assert step.record is not None
-        if self.taps.passed_over and self._demote(step, directions, self.taps.passed_over):
+        if self.settings.fallback == "jvp" and self._demote(step, directions, self.taps.passed_over):
             # Where tokens are dispatched, as many of them as samples may have been taken for these: their sum is right.
             self._demote(step, directions, unlike_the_oracle(self, step.microbatches, directions))
         try:
@@ -333,8 +330,13 @@ class Scorer:
             check_sums(self, step.microbatches, directions, step.record, scales)
 
     def _demote(self, step: Step, directions: Directions, parameters: Iterable[nn.Parameter]) -> bool:
-        """From now on forward mode scores these parameters, whose taps do not see all of their uses; False if none."""
-        names = [self.names[p] for p in parameters if self.names[p] in self.coverage.scored]
+        """From now on forward mode scores these parameters, whose taps do not see all of their uses; False if none.
+
+        On all ranks those that any of them names: what one has, others may have used as the taps expect.
+        """
+        scored, missed = list(self.coverage.scored), {self.names[p] for p in parameters}
+        found = self.ranks.over_samples(torch.tensor([name in missed for name in scored], dtype=torch.float64))
+        names = [name for name, ranks in zip(scored, found, strict=True) if ranks]
         self.taps.passed_over.clear()
         if not names:
             return False
@@ -349,15 +351,20 @@ class Scorer:
             for name in names:
                 microbatch.dots.pop(self.coverage.fallback[name], None)
             if microbatch.way != "forward":
-                microbatch.joint = microbatch.derivatives(self.model, self._along(directions))
+                microbatch.joint = self.derivatives(microbatch, self._along(directions))
         return True
 
     def _along(self, directions: Directions) -> Directions:
         """The directions of parameters that forward mode scores and that backward has reached."""
         return {p: directions[p] for p in self._fallback if p in directions}
 
+    def _scored(self, directions: Directions) -> Directions:
+        """The directions of all parameters but the excluded ones."""
+        excluded = set(self.coverage.excluded.values())
+        return {p: d for p, d in directions.items() if p not in excluded}
+
     def _tapped(self, directions: Directions) -> Directions:
-        """The directions of the others."""
+        """The directions of the parameters that forward mode does not score."""
         fallback = set(self._fallback)
         return {p: d for p, d in directions.items() if p not in fallback}
 
