@@ -79,17 +79,16 @@ def run(seed: int) -> None:
 
 
 def table() -> None:
-    kept = common.rows("selection")
-    seeds = sorted({row["seed"] for row in kept})
-    of = {(row["way"], row["seed"]): row for row in kept}
-    print(f"{TARGET} in nats per byte, and shares of what was trained on; mean (range) over seeds {seeds}")
-    print(f"| | half-way | end | end - random's | spoiled | {TARGET} |")
-    print("|---|---|---|---|---|---|")
+    of = {(row["way"], row["seed"]): row for row in common.rows("selection")}
+    print(f"{TARGET} in nats per byte, and shares of what was trained on; mean (range) over seeds")
+    print(f"| | seeds | half-way | end | end - random's | spoiled | {TARGET} |")
+    print("|---|---|---|---|---|---|---|")
     for way in WAYS:
-        columns = {name: [of[way, seed][name] for seed in seeds] for name in ("half-way", "end", "spoiled", TARGET)}
-        behind = [of[way, seed]["end"] - of["random", seed]["end"] for seed in seeds]
-        shown = [columns["half-way"], columns["end"], behind, columns["spoiled"], columns[TARGET]]
-        print("|", way, "|", " | ".join(f"{np.mean(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in shown), "|")
+        seeds = sorted(seed for each, seed in of if each == way)
+        shown = [[of[way, seed][name] for seed in seeds] for name in ("half-way", "end", "spoiled", TARGET)]
+        shown.insert(2, [of[way, seed]["end"] - of["random", seed]["end"] for seed in seeds])
+        cells = [f"{np.mean(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in shown if c]
+        print("|", " | ".join([way, ", ".join(map(str, seeds)), *cells]), "|")
 
 
 if __name__ == "__main__":
