@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ghostgram as gg
 from algorithms.models import BATCH, Small, language_model, lm_loss, mse, phis, regression, sentences, warmed
+from ghostgram.algorithms.in_run_shapley import directions
 from ghostgram.training.linearize import linearize
 from ghostgram.training.secant import secant
 
@@ -130,6 +131,60 @@ def test_middle_of_the_step_is_nearer_to_the_true_utility_than_the_hessian_form(
 def test_residual_of_the_middle_falls_eightfold_when_the_step_is_halved():
     residuals = [abs(Setting(torch.optim.SGD, lr=lr).scored()[1]["residual"]) for lr in (0.02, 0.01)]
     assert 6 < residuals[0] / residuals[1] < 10
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_where_the_loss_bends_more_gradients_than_the_middle_are_nearer_to_the_truth(kind, monkeypatch):
+    """At a learning rate of 0.5 the step is far outside of where third derivatives are small."""
+    optimizer, options = KINDS[kind]
+    errors, left = [], []
+    for parts in (1, 27):
+        monkeypatch.setattr(directions, "PARTS", parts)
+        setting = Setting(optimizer, lr=0.5, **options)
+        expected = all_subsets(setting.true)
+        phi, row = setting.scored()
+        errors.append(np.abs(phi - expected).max() / np.abs(expected).max())
+        left.append(abs(row["residual"]) / (abs(row["sum_phi"]) + abs(row["history"])))
+        assert row["history"] == pytest.approx(setting.true(()))
+    assert left[1] <= directions.CLOSE < left[0]
+    assert errors[1] < errors[0] / 2
+
+
+def test_values_of_a_bent_step_are_averages_along_it(monkeypatch):
+    """At 1 + 3 parts: of the gradients in the middles of thirds, the middle one taken once."""
+    monkeypatch.setattr(directions, "PARTS", 3)
+    monkeypatch.setattr(directions, "BENT", 0.0)
+    monkeypatch.setattr(directions, "CLOSE", 0.0)
+    setting = Setting(torch.optim.AdamW)
+    P, h = zip(*setting.steps, strict=True)
+    G = [sum(parts) for parts in zip(*setting.shares, strict=True)]
+    expected = np.zeros(COUNT)
+    for s in (1 / 6, 3 / 6, 5 / 6):
+        twin = copy.deepcopy(setting.twin)
+        with torch.no_grad():
+            for w, factor, carried, gradient in zip(twin.parameters(), P, h, G, strict=True):
+                w += carried - s * factor * gradient
+        q = torch.autograd.grad(mse(twin, setting.held_out), list(twin.parameters()))
+        expected -= [
+            sum(float((g * a * b).sum()) / 3 for g, a, b in zip(each, P, q, strict=True)) for each in setting.shares
+        ]
+    np.testing.assert_allclose(setting.scored()[0], expected, rtol=1e-9)
+
+
+def test_an_ordinary_step_takes_one_validation_gradient():
+    for lr, expected in ((0.05, 1), (0.5, 3)):
+        setting, taken = Setting(torch.optim.AdamW, lr=lr), []
+
+        def validation(model, setting=setting, taken=taken):
+            taken.append(torch.is_grad_enabled())
+            return mse(model, setting.held_out)
+
+        shapley = gg.InRunShapley(setting.model, setting.optimizer, validation, order=2)
+        with shapley.step(ids=range(COUNT)):
+            mse(setting.model, setting.batch).backward()
+        setting.optimizer.step()
+        shapley.close()
+        assert sum(taken) == expected
 
 
 def test_first_order_beside_second():

@@ -9,8 +9,9 @@ from zoo.ours import Setting, shapley_dots
 from zoo.registry import ZOO
 
 WHOLLY_TAPPED = {
-    *("GPT-2", "GPT-Neo", "Llama", "Mistral", "Qwen2", "Qwen3", "Phi", "Phi-3", "GPT-NeoX", "Bloom", "DistilBERT"),
-    *("MLP-Mixer", "MLP", "gated decoder", "LoRA on Llama"),
+    *("GPT-2", "GPT-Neo", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma 2", "Phi", "Phi-3", "GPT-NeoX"),
+    *("Falcon", "Bloom", "DistilBERT", "BART", "ResNet with GroupNorm", "U-Net", "3-D convolutions", "style transfer"),
+    *("MLP-Mixer", "MLP", "gated decoder", "nn.TransformerEncoderLayer", "bag of words", "text CNN", "LoRA on Llama"),
 }
 """Models whose dots all come from taps. The others leave some parameters to forward mode, exactly."""
 

@@ -85,6 +85,8 @@ def attention_forward(
     out = module.out_proj
     of_out = (tap_of(out).slot("weight"), tap_of(out).slot("bias")) if hasattr(out, "_ghostgram") else (Slot(), Slot())
     y = apply_linear(tap, mixed.transpose(1, 2).flatten(2), out.weight, out.bias, *of_out)
+    if hasattr(out, "_ghostgram"):
+        tap_of(out).note_dtype(y.dtype)  # apply_linear notes it of this module's own parameters
     return y if module.batch_first else y.transpose(0, 1), weights
 
 

@@ -69,8 +69,9 @@ class InRunShapley:
             the real step without the batch too (docs/algorithms/in_run_shapley_fidelity.md): by far the nearest to the
             Shapley values of the real step. None: "pre" for order 1, "secant" for order 2.
             Adam's first step has no moment before the batch and always uses "post"; the log says which was used.
-        curvature: Order 2 by "midpoint" (one validation gradient in the middle of the step) or "hvp" (Hessian-vector
-            products along it; needs a validation loss that can be differentiated twice).
+        curvature: Order 2 by "midpoint" (one validation gradient in the middle of the step, and more of them along it
+            where the loss bends) or "hvp" (Hessian-vector products along it; needs a validation loss that can be
+            differentiated twice).
         late: How dots are taken when directions are known only once the batch's gradient is (order 2, v_state "post",
             Adam's first step): "stored" keeps every layer's (a, b); "replay" runs `losses` again, forward and backward,
             with the same random states; "forward" takes forward-mode derivatives of `losses`' shares. "auto": replay
@@ -99,9 +100,9 @@ class InRunShapley:
 
     Cost:
         F being a forward of the batch, F_val one of the validation sets. Order 1: 3 F_val per step; 2 B d p K FLOPs per
-        matrix parameter beside the 2 B T d p of its gradient; one parameter-sized array for each set. Order 2: 5 F_val;
-        F for "stored", which keeps (a, b) of all layers, 3 F for "replay", 3 K F for "forward"; one copy of the
-        weights.
+        matrix parameter beside the 2 B T d p of its gradient; one parameter-sized array for each set. Order 2: 5 F_val,
+        in a step that bends up to 84; F for "stored", which keeps (a, b) of all layers, 3 F for "replay", 3 K F for
+        "forward"; one copy of the weights.
 
     Source:
         arXiv 2406.11011, Theorems 3 and 4; the linearisation of Adam, the midpoint form and the ledger are this

@@ -233,7 +233,7 @@ class Scorer:
             directions, history = ways.by_hessian(*common)
         else:
             assert step.losses is not None
-            directions, history = ways.at_the_middle(*common, before=step.losses)
+            directions, history = ways.along_the_step(*common, before=step.losses, ranks=self.ranks)
         if settings.compare_orders:
             first = ways.preconditioned(self._linearise, self.groups, step.gradients, scaled)
             directions = {p: torch.cat([d, first[p]]) for p, d in directions.items()}

@@ -1,31 +1,26 @@
 """What online selection is worth: a small language model trained on chosen halves of its batches, beside controls.
 
-    python benchmarks/algorithms/selection_learning.py --seeds 0 1 2
+    python benchmarks/algorithms/in_run_shapley/selection.py --seed 0     # two minutes
+    python benchmarks/algorithms/in_run_shapley/selection.py --table
 
 The demo's corpus of five domains, a tenth of its windows spoiled, is to teach a byte model one of the validation sets:
 prose, of which two domains are. Every way sees the same 32 candidates per step; all but "regular" train on 16 of them.
-Printed is the loss on other prose than the choice goes by, at the end and half-way, where "regular" has trained on as
+Measured is the loss on other prose than the choice goes by, at the end and half-way, where "regular" has trained on as
 much text as the others have at the end; and how many of the windows trained on were spoiled, and how many were prose.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-from collections import defaultdict
 from functools import partial
-from pathlib import Path
 
+import common  # puts examples/ on the path
+import in_run_shapley as demo
+import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from tiny_lm import TinyLM, next_byte_loss
 
 import ghostgram as gg
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import in_run_shapley as demo
-from tiny_lm import TinyLM, next_byte_loss
 
 WIDTH, LAYERS, HEADS, LENGTH = 96, 2, 3, 96
 STEPS, KEPT, TARGET = 240, 16, "prose"
@@ -76,26 +71,25 @@ def train(way: str, corpus: demo.Corpus, seed: int) -> dict[str, float]:
     return found | {"end": measure(), "spoiled": float(shares[0]), TARGET: float(shares[1])}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    console = Console()
+def run(seed: int) -> None:
     demo.VALIDATION_WINDOWS = 64  # an eighth of them to choose by
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for seed in seeds:
-        corpus = demo.gather(3000, "shuffle", seed, console)
-        for way in WAYS:
-            found[way].append(train(way, corpus, seed))
-    table = Table(title=f"loss on {TARGET} in nats per byte, and shares trained on; mean (range) over seeds {seeds}")
-    table.add_column("way")
-    for name in next(iter(found.values()))[0]:
-        table.add_column(name, justify="right")
-    for way, runs in found.items():
-        columns = [[run[name] for run in runs] for name in runs[0]]
-        table.add_row(way, *(f"{statistics.mean(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in columns))
-    console.print(table)
+    corpus = demo.gather(3000, "shuffle", seed, Console())
+    for way in WAYS:
+        common.record("selection", {"seed": seed, "way": way}, **train(way, corpus, seed))
+
+
+def table() -> None:
+    of = {(row["way"], row["seed"]): row for row in common.rows("selection")}
+    print(f"{TARGET} in nats per byte, and shares of what was trained on; mean (range) over seeds")
+    print(f"| | seeds | half-way | end | end - random's | spoiled | {TARGET} |")
+    print("|---|---|---|---|---|---|---|")
+    for way in WAYS:
+        seeds = sorted(seed for each, seed in of if each == way)
+        shown = [[of[way, seed][name] for seed in seeds] for name in ("half-way", "end", "spoiled", TARGET)]
+        shown.insert(2, [of[way, seed]["end"] - of["random", seed]["end"] for seed in seeds])
+        cells = [f"{np.mean(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in shown if c]
+        print("|", " | ".join([way, ", ".join(map(str, seeds)), *cells]), "|")
 
 
 if __name__ == "__main__":
-    main()
+    common.main(__doc__, run, table, seed={"type": int})

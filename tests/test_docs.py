@@ -1,0 +1,44 @@
+"""Every page of the documentation is reached from the README, and no page names one that is not there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")] + sorted(
+    ROOT.glob("docs/**/*.md")
+)
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+MENTION = re.compile(r"`((?:docs|benchmarks)/[^`\s]*\.md|docs/[^`\s]*/|CONTRIBUTING\.md)`")
+
+
+def named_by(page):
+    """The files that a page links to, or names by their path; `<op>` stands for every op."""
+    text = page.read_text()
+    links = [page.parent / link for link in LINK.findall(text)]
+    mentions = [path for name in MENTION.findall(text) for path in mentioned(name)]
+    return {path.resolve() for path in links + mentions}
+
+
+def mentioned(name):
+    if name.endswith("/"):
+        return sorted((ROOT / name).glob("*.md")) or [ROOT / name]
+    if "<" in name:
+        return sorted(ROOT.glob(re.sub(r"<\w+>", "*", name))) or [ROOT / name]
+    return [ROOT / name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_files_that_are_there(page):
+    assert [str(path) for path in sorted(named_by(page)) if not path.exists()] == []
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in reached and page.suffix == ".md" and page.exists():
+            reached.add(page)
+            waiting += named_by(page)
+    assert [str(page.relative_to(ROOT)) for page in PAGES if page not in reached] == []
