@@ -40,9 +40,9 @@ from ghostgram.report import mates as plots
 DOMAINS = ("python_code", "tech_docs", "cpp_headers", "shakespeare", "kjv", "licences", "emails", "manuals", "foldoc")
 NOVELS = "austen"
 WINDOW, BATCH = 128, 32
-WIDTH, LAYERS, HEADS = 96, 3, 4
+WIDTH, LAYERS, HEADS = 64, 2, 4
 RATE, DECAY, CLIP, WARM_UP = 1e-3, 0.1, 1.0, 20
-REFERENCE, TEST = 512, 512  # windows of novels: what labels are measured by, and what arms are judged by
+REFERENCE, TEST = 256, 512  # windows of novels: what labels are measured by, and what arms are judged by
 HELD_OUT = 0.2  # of every kind's documents, for the test of what is not novels
 PERPLEXITY_BAND = (0.3, 0.7)  # quantiles of a document's own loss
 
@@ -347,12 +347,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("mates-output"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--each", type=int, default=3000, help="windows of every kind in the pool")
+    parser.add_argument("--each", type=int, default=2000, help="windows of every kind in the pool")
     parser.add_argument("--warm-up", type=int, default=200, help="steps on random documents before the arms part")
     parser.add_argument("--stage-steps", type=int, default=150)
     parser.add_argument("--stages", type=int, default=2)
-    parser.add_argument("--labels", type=int, default=3000)
-    parser.add_argument("--audit", type=int, default=256)
+    parser.add_argument("--labels", type=int, default=2000)
+    parser.add_argument("--audit", type=int, default=128)
     args = parser.parse_args()
     console = Console()
     corpus = gather(args.out / "pool", args.each, console)

@@ -88,7 +88,7 @@ def test_the_model_gets_what_the_plan_says(undisturbed):
     assert read(folder, loop, 2).tolist() == loop.selection.plan.table["doc_id"].to_pylist()
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_at_random_moments_a_run_ends_the_same(undisturbed, tmp_path, kills):
     folder, _, model = undisturbed
     write_pool(tmp_path / "pool")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -214,10 +215,11 @@ def _fit(
             reliability=_reliability(labels.manifest.get("audit")),
         )  # fmt: skip
         model.save(home)
+        scale = {name: [float(model.mean[r]), float(model.std[r])] for r, name in enumerate(model.references)}
         agreement = {
-            head.reference: head.spearman if head.spearman == head.spearman else None for head in model.report.heads
+            head.reference: head.spearman if math.isfinite(head.spearman) else None for head in model.report.heads
         }
-        made.complete(digest=model.digest, spearman=agreement)
+        made.complete(digest=model.digest, spearman=agreement, scale=scale)
         shutil.rmtree(Path(made.folder, "unfinished"), ignore_errors=True)
     model = influence.load(home)
     made.require(**made_from, digest=model.digest)
