@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,11 +30,13 @@ from torch.utils.data import DataLoader
 
 from ghostgram import data
 from ghostgram.algorithms.mates import PlanDataset, Pool, Reference, StageLoop, Task
+from ghostgram.algorithms.mates.curve import learning_curve
 from ghostgram.algorithms.mates.dataset import write_texts
 from ghostgram.algorithms.mates.evaluate import paired_difference
 from ghostgram.algorithms.mates.flops import FlopsLedger, Transformer
 from ghostgram.algorithms.mates.influence import fit
 from ghostgram.algorithms.mates.select import select
+from ghostgram.algorithms.mates.store import Stage
 from ghostgram.algorithms.mates.task import padded
 from ghostgram.report import mates as plots
 
@@ -184,17 +187,23 @@ def chosen_by_mates(setting: Setting, trainee: Trainee) -> Iterator[tuple[list[s
 
 
 def chosen_once(setting: Setting, scores: dict[str, np.ndarray], steps: int) -> Iterator[list[str]]:
-    """Batches of documents drawn once by scores of each shard, at the temperature that MATES draws at."""
+    """Batches of documents drawn once by scores of each shard, at the temperature that MATES draws at.
+
+    Where there are more steps than the pool has documents for, it is drawn from again.
+    """
     pool, tables = setting.corpus.pool, []
     for shard in pool.shards:
         table = pa.concat_tables([t.select(["doc_id", "n_tokens", "domain"]) for t in pool.documents(shard)])
         tables.append(table.append_column("z_novels", pa.array(scores[shard.path], pa.float32())))
     random = all((each == 0).all() for each in scores.values())
-    plan = select(tables, docs=steps * BATCH, seed=setting.seed, standardise="none" if random else "pool")
-    write_texts(plan, pool, setting.folder / "texts.arrow")
-    dataset = PlanDataset(str)
-    dataset.switch(0, setting.folder / "texts.arrow")
-    return batches(dataset)
+    whole = sum(map(len, tables)) // BATCH
+    for turn in range(-(-steps // whole)):
+        docs, texts = min(steps - turn * whole, whole) * BATCH, setting.folder / f"texts-{turn}.arrow"
+        plan = select(tables, docs=docs, seed=setting.seed, stage=turn, standardise="none" if random else "pool")
+        write_texts(plan, pool, texts)
+        dataset = PlanDataset(str)
+        dataset.switch(0, texts)
+        yield from itertools.islice(batches(dataset), docs // BATCH)
 
 
 def scores_of(pool: Pool, score: Callable[[list[str]], np.ndarray]) -> dict[str, np.ndarray]:
@@ -343,6 +352,19 @@ def show(found: dict[int, Any], console: Console) -> None:
     console.print(stages)
 
 
+def draw_curve(path: Path, pool: Pool, run: Path, console: Console) -> None:
+    """What more labels would buy, by the first stage's."""
+    (key,) = (folder.name for folder in (run / "stage-1" / "label").iterdir())
+    labels = Stage(run, 1, "label", key).read()
+    by_id = dict(zip(*(pool.sample(10**9)[name].to_pylist() for name in ("doc_id", "text")), strict=True))
+    ids = labels["doc_id"].to_pylist()
+    curve = learning_curve([by_id[i] for i in ids], labels["influence_novels"].to_numpy()[:, None], ids, ["novels"])
+    columns = zip(*((p.labels, p.spearman, p.low, p.high) for p in curve.points), strict=True)
+    plots.learning(path, *columns, curve.law.at)
+    points = ", ".join(f"{point.labels}: {point.spearman:.3f}" for point in curve.points)
+    console.print(f"learning curve: {points}; enough at {curve.enough} labels")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("mates-output"))
@@ -372,7 +394,10 @@ def main() -> None:
     show({seed: found[seed] for seed in args.seeds}, console)
     plots.arms(args.out / "arms.png", {seed: found[seed] for seed in args.seeds})
     plots.domains(args.out / "domains.png", found[args.seeds[0]]["mates"]["stages"])
-    console.print(f"wrote {kept}, arms.png and domains.png")
+    draw_curve(args.out / "learning.png", corpus.pool, args.out / f"seed-{args.seeds[0]}" / "mates", console)
+    console.print(
+        f"wrote {kept}, arms.png, domains.png and learning.png; more: ghostgram mates {args.out}/seed-*/mates"
+    )
 
 
 if __name__ == "__main__":

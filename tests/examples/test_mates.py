@@ -1,0 +1,74 @@
+"""The example of MATES from end to end, on a few documents of made-up domains and a model of a few thousand weights."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+
+from ghostgram import data
+
+ALPHABETS = {"python_code": "abcd", "cpp_headers": "efgh", "shakespeare": "ijkl", "austen": "ijklm"}
+
+
+@pytest.fixture
+def example(monkeypatch):
+    def load_text(name):
+        if name not in ALPHABETS:
+            raise data.DomainUnavailable(f"{name}: the registry is closed")
+        generator = np.random.default_rng(len(name))
+        words = ["".join(generator.choice(list(ALPHABETS[name]), 3)) for _ in range(30)]
+        return [" ".join(generator.choice(words, 300)) for _ in range(20)]
+
+    monkeypatch.setattr(data, "load_text", load_text)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    before = set(sys.modules)
+    module = importlib.import_module("mates")
+    for name, value in {"WINDOW": 24, "WIDTH": 16, "LAYERS": 1, "HEADS": 2, "REFERENCE": 80, "TEST": 16}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module.Reference, "from_texts", classmethod(without_evaluation(module.Reference.from_texts)))
+    yield module
+    for name in set(sys.modules) - before:
+        if name in ("tiny_lm", "mates"):
+            del sys.modules[name]
+
+
+def without_evaluation(from_texts):
+    """Made-up words repeat themselves, in the test too."""
+    return lambda cls, name, texts, task, **_: from_texts(name, texts, task)
+
+
+def test_every_arm_is_trained_and_told_of(example, monkeypatch, tmp_path, capsys):
+    arguments = ["--out", tmp_path, "--seeds", 0, 1, "--each", 260, "--warm-up", 4, "--stage-steps", 3]
+    monkeypatch.setattr(sys, "argv", ["mates.py", *map(str, arguments), "--labels", "640", "--audit", "16"])
+    example.main()
+    printed = capsys.readouterr().out
+    assert "going on without kjv: kjv: the registry is closed" in printed
+    assert "learning curve" in printed
+    found = json.loads((tmp_path / "results.json").read_text())["seeds"]
+    assert set(found) == {"0", "1"}
+    for seed in found.values():
+        steps = {arm: run["step"][-1] for arm, run in seed.items()}
+        assert steps["mates"] == steps["random"] == steps["perplexity"] == steps["classifier"] == 6
+        assert steps["random, equal FLOPs"] > 6
+        assert [stage["stage"] for stage in seed["mates"]["stages"]] == [1, 2]
+        assert all(sum(stage["domains"].values()) == 3 * 32 for stage in seed["mates"]["stages"])
+        spent = seed["mates"]["flops"]
+        assert all(spent[kind] > 0 for kind in ("train", "label", "fit", "score")) or spent["audit"] > 0
+        equal = sum(seed["random, equal FLOPs"]["flops"].values())
+        assert equal == pytest.approx(sum(spent.values()), rel=0.1)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"arms.png", "domains.png", "learning.png"}
+    example.main()  # what is done is read
+    assert json.loads((tmp_path / "results.json").read_text())["seeds"] == found
+
+
+def test_it_needs_the_novels(example, monkeypatch, tmp_path):
+    monkeypatch.setattr(example, "NOVELS", "kjv")
+    monkeypatch.setattr(sys, "argv", ["mates.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="needs the novels"):
+        example.main()
