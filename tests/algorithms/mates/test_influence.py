@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from algorithms.mates.planted import documents, influences
-from ghostgram.algorithms.mates.influence import combine, distil, fit, load
+from ghostgram.algorithms.mates.influence import distil, fit, load
 from ghostgram.algorithms.mates.ngram import EmbeddingRidge, HashedNgramRidge
 from ghostgram.algorithms.mates.stats import bootstrap_interval, pearson, spearman, top_overlap
 from ghostgram.algorithms.mates.targets import prepare
@@ -207,23 +207,6 @@ def test_a_warm_start_of_another_kind_is_refused(data, model):
 
 def test_auto_goes_on_with_the_model_there_is(data, model):
     assert fit(*data, warm_start=model).encoder.bits == SMALL.bits
-
-
-def test_references_are_combined():
-    z = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
-    assert combine(z, ["a", "b"]).tolist() == [-1, 3.5]
-    assert combine(z, ["a", "b"], weights={"b": 0.5, "a": 2.0}).tolist() == [1, 2.5]
-    assert combine(z, ["a", "b"], "min").tolist() == [-2, 0.5]
-    assert combine(z, ["a", "b"], "b").tolist() == [-2, 3]
-    for wrong, says in (
-        ({"how": "c"}, "how: expected 'sum', 'min' or one of"),
-        ({"weights": {"a": 1.0}}, "weights: expected one for each of"),
-        ({"how": "min", "weights": {"a": 1.0, "b": 1.0}}, "with how='sum'"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            combine(z, ["a", "b"], **wrong)
-    with pytest.raises(ValueError, match=r"scores: expected shape \(n, 2\), got \(2, 1\)"):
-        combine(z[:, :1], ["a", "b"])
 
 
 def test_a_distilled_model_ranks_as_the_slower_one_does(data, model):

@@ -103,19 +103,30 @@ def test_killed_at_random_moments_a_run_ends_the_same(undisturbed, tmp_path, kil
             running.kill()
     with started(tmp_path) as running:
         assert running.wait() == 0, running.communicate()[1]
-    assert {name: held for name, held in files(tmp_path / "run").items() if "/unfinished/" not in name} == files(
-        folder / "run"
-    )
+    assert files(tmp_path / "run") == files(folder / "run")
     held = torch.load(tmp_path / "checkpoint.pt", weights_only=False)["model"]
     assert all(torch.equal(value, held[name]) for name, value in model.state_dict().items())
 
 
-def started(folder):
+def test_two_processes_train_on_one_plan(tmp_path):
+    write_pool(tmp_path / "pool")
+    both = [started(tmp_path, str(rank), "2") for rank in range(2)]
+    for process in both:
+        assert process.wait(timeout=200) == 0, process.communicate()[1]
+    states = [torch.load(tmp_path / f"checkpoint.{end}", weights_only=False) for end in ("pt", "1")]
+    assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
+    assert states[0]["loop"] == states[1]["loop"]
+    assert states[0]["loop"]["stage"] == 2
+    ledger = Ledger(tmp_path / "run/ledger")
+    assert [ledger.consumed(stage) for stage in range(3)] == [EVERY * BATCH, EVERY * BATCH, (STEPS - 2 * EVERY) * BATCH]
+
+
+def started(folder, *ranks):
     """The same run in a process of its own."""
     here = Path(__file__).parents[2]
     paths = os.pathsep.join([str(here), str(here.parent / "examples"), *sys.path])
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("training.py")), str(folder)],
+        [sys.executable, str(Path(__file__).with_name("training.py")), str(folder), *ranks],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
 

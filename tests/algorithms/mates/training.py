@@ -1,4 +1,4 @@
-"""A training run of several stages, which goes on from its last checkpoint: `training.py FOLDER`."""
+"""A training run of several stages, which goes on from its last checkpoint: `training.py FOLDER [RANK RANKS]`."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,9 +35,10 @@ def write_pool(folder):
     return Pool(f"{folder}/*.parquet", domain="source", n_tokens="n")
 
 
-def train(folder, steps=STEPS, say=lambda step: None, **options):
+def train(folder, steps=STEPS, rank=0, ranks=1, **options):
     torch.manual_seed(0)
     model = TinyLM(width=16, layers=1, heads=2, context=24)
+    trained = model if ranks == 1 else nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     data = PlanDataset(str)
     settings = {"docs": 60, "labels": 120, "backend": "exact", "clip": 1.0, "workers": 1, "progress": False}
@@ -52,19 +54,22 @@ def train(folder, steps=STEPS, say=lambda step: None, **options):
         done = held["step"]
     loop.begin()
     for step, texts in enumerate(DataLoader(data, BATCH, collate_fn=list), done + 1):
-        TASK.losses(model, *TASK.encode(texts)).mean().backward()
+        TASK.losses(trained, *TASK.encode(texts[rank::ranks])).mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        loop.step_done(step, model, optimizer)
+        loop.step_done(step, trained, optimizer)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        torch.save({**state, "loop": loop.state_dict(step)}, folder / "checkpoint.tmp")
-        os.replace(folder / "checkpoint.tmp", checkpoint)
-        say(step)
+        torch.save({**state, "loop": loop.state_dict(step)}, folder / f"checkpoint.tmp-{rank}")
+        os.replace(folder / f"checkpoint.tmp-{rank}", checkpoint.with_suffix(f".{rank}" if rank else ".pt"))
         if step == steps:
             return loop, model
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(Path(sys.argv[1]), say=lambda step: print(step, flush=True))
+    folder, rank, ranks = Path(sys.argv[1]), *map(int, sys.argv[2:] or (0, 1))
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    train(folder, rank=rank, ranks=ranks)
+    os._exit(0)  # gloo's threads may abort a process that leaves

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
@@ -267,43 +267,6 @@ def _shown(wanted: bool) -> Iterator[Any]:
     with Progress() as bar:
         task = bar.add_task("influence model")
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def combine(
-    scores: NDArray[np.floating],
-    references: Sequence[str],
-    how: str = "sum",
-    weights: Mapping[str, float] | None = None,
-) -> F64:
-    """One selection score of several references.
-
-    Args:
-        scores: (n, R) z-scores.
-        references: Their R names.
-        how: "sum": `sum_r weight_r z_r`; "min": `min_r z_r`, what the document does for the reference it helps least;
-            or a reference's name.
-        weights: For "sum", a weight for each reference; 1 each by default.
-
-    Returns:
-        (n,) scores, to be standardised again by whoever selects.
-
-    Raises:
-        ValueError: A shape, way or weights that do not fit.
-    """
-    if scores.ndim != 2 or scores.shape[1] != len(references):
-        raise ValueError(f"scores: expected shape (n, {len(references)}), got {scores.shape}")
-    if weights is not None and (how != "sum" or set(weights) != set(references)):
-        raise ValueError(f"weights: expected one for each of {list(references)} with how='sum', got {dict(weights)}")
-    if how == "sum":
-        factors = np.array([weights[name] if weights else 1.0 for name in references])
-        combined: F64 = (scores.astype(np.float64) * factors).sum(1)
-    elif how == "min":
-        combined = scores.astype(np.float64).min(1)
-    elif how in references:
-        combined = scores[:, list(references).index(how)].astype(np.float64)
-    else:
-        raise ValueError(f"how: expected 'sum', 'min' or one of {list(references)}, got {how!r}")
-    return combined
 
 
 def distil(model: InfluenceModel, texts: Sequence[str], ids: Sequence[bytes], **options: Any) -> InfluenceModel:

@@ -121,7 +121,7 @@ class StageLoop:
         if not due and self.scorer is not None and self.check_every and (step - self.began) % self.check_every == 0:
             drift = self.drift(step, model, optimizer)
             self.drifts.append((step, drift))
-            due = min(drift.values()) < self.refresh_below
+            due = not drift or not all(rho >= self.refresh_below for rho in drift.values())  # nan: it says nothing
         return self.next_stage(step, model, optimizer) if due else None
 
     def next_stage(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Selection:

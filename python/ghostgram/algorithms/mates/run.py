@@ -153,7 +153,7 @@ def mates(
     told = label(model, optimizer, documents, wanted, task, stage=labelled, progress=progress, **how)  # type: ignore[arg-type]
 
     drift = drift_of(previous, told, documents) if previous else {}
-    kept = len(drift) == len(wanted) and min(drift.values()) > keep_above
+    kept = len(drift) == len(wanted) and all(rho > keep_above for rho in drift.values())
     if previous is not None and kept:
         fitted, scorer = [], previous
     else:
@@ -219,8 +219,9 @@ def _fit(
         agreement = {
             head.reference: head.spearman if math.isfinite(head.spearman) else None for head in model.report.heads
         }
+        for left in (Path(made.folder, "unfinished"), *Path(made.folder).glob(f".{home.name}-*")):
+            shutil.rmtree(left, ignore_errors=True)  # what this fit and killed ones needed to go on
         made.complete(digest=model.digest, spearman=agreement, scale=scale)
-        shutil.rmtree(Path(made.folder, "unfinished"), ignore_errors=True)
     model = influence.load(home)
     made.require(**made_from, digest=model.digest)
     return made, model
