@@ -196,14 +196,18 @@ def chosen_once(setting: Setting, scores: dict[str, np.ndarray], steps: int) -> 
         table = pa.concat_tables([t.select(["doc_id", "n_tokens", "domain"]) for t in pool.documents(shard)])
         tables.append(table.append_column("z_novels", pa.array(scores[shard.path], pa.float32())))
     random = all((each == 0).all() for each in scores.values())
-    whole = sum(map(len, tables)) // BATCH
-    for turn in range(-(-steps // whole)):
-        docs, texts = min(steps - turn * whole, whole) * BATCH, setting.folder / f"texts-{turn}.arrow"
-        plan = select(tables, docs=docs, seed=setting.seed, stage=turn, standardise="none" if random else "pool")
+    left, turn = steps, 0
+    while left:
+        plan = select(
+            tables, docs=left * BATCH, seed=setting.seed, stage=turn, standardise="none" if random else "pool"
+        )
+        texts = setting.folder / f"texts-{turn}.arrow"
         write_texts(plan, pool, texts)
         dataset = PlanDataset(str)
         dataset.switch(0, texts)
-        yield from itertools.islice(batches(dataset), docs // BATCH)
+        held = min(left, len(plan) // BATCH)
+        yield from itertools.islice(batches(dataset), held)
+        left, turn = left - held, turn + 1
 
 
 def scores_of(pool: Pool, score: Callable[[list[str]], np.ndarray]) -> dict[str, np.ndarray]:

@@ -53,6 +53,8 @@ def train(folder, steps=STEPS, rank=0, ranks=1, **options):
         loop.load_state_dict(held["loop"])
         done = held["step"]
     loop.begin()
+    if done >= steps:
+        return loop, model
     for step, texts in enumerate(DataLoader(data, BATCH, collate_fn=list), done + 1):
         TASK.losses(trained, *TASK.encode(texts[rank::ranks])).mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
