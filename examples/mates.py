@@ -30,14 +30,14 @@ from torch.utils.data import DataLoader
 
 from ghostgram import data
 from ghostgram.algorithms.mates import PlanDataset, Pool, Reference, StageLoop, Task
-from ghostgram.algorithms.mates.curve import learning_curve
 from ghostgram.algorithms.mates.dataset import write_texts
 from ghostgram.algorithms.mates.evaluate import paired_difference
+from ghostgram.algorithms.mates.files.store import Stage
 from ghostgram.algorithms.mates.flops import FlopsLedger, Transformer
-from ghostgram.algorithms.mates.influence import fit
-from ghostgram.algorithms.mates.select import select
-from ghostgram.algorithms.mates.store import Stage
-from ghostgram.algorithms.mates.task import padded
+from ghostgram.algorithms.mates.influence.curve import learning_curve
+from ghostgram.algorithms.mates.influence.model import fit
+from ghostgram.algorithms.mates.labels.task import padded
+from ghostgram.algorithms.mates.selection.select import select
 from ghostgram.report import mates as plots
 
 DOMAINS = ("python_code", "tech_docs", "cpp_headers", "shakespeare", "kjv", "licences", "emails", "manuals", "foldoc")

@@ -23,12 +23,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ghostgram.algorithms.mates.curve import learning_curve
-from ghostgram.algorithms.mates.encoder import HFEncoder
-from ghostgram.algorithms.mates.hashing import ngrams
-from ghostgram.algorithms.mates.influence import fit
-from ghostgram.algorithms.mates.ngram import HashedNgramRidge
-from ghostgram.algorithms.mates.targets import prepare
+from ghostgram.algorithms.mates.influence.curve import learning_curve
+from ghostgram.algorithms.mates.influence.encoder import HFEncoder
+from ghostgram.algorithms.mates.influence.hashing import ngrams
+from ghostgram.algorithms.mates.influence.model import fit
+from ghostgram.algorithms.mates.influence.ngram import HashedNgramRidge
+from ghostgram.algorithms.mates.influence.targets import prepare
 from ghostgram.data import load_text
 
 LENGTH, LABELS, ENCODER_LABELS, SHUFFLES = 500, 8000, 200, 20

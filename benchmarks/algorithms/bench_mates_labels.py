@@ -24,14 +24,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ghostgram import data
-from ghostgram.algorithms.mates.backend import LabelBackend
-from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.first_order import AdamLabels, DotsLabels
-from ghostgram.algorithms.mates.forward import DifferenceLabels, JvpLabels
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.reference import Reference
+from ghostgram.algorithms.mates.labels.backend import LabelBackend
+from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.first_order import AdamLabels, DotsLabels
+from ghostgram.algorithms.mates.labels.forward import DifferenceLabels, JvpLabels
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.reference import Reference
+from ghostgram.algorithms.mates.labels.task import Task, padded
 from ghostgram.algorithms.mates.stats import bootstrap_interval, pearson, spearman
-from ghostgram.algorithms.mates.task import Task, padded
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1]))

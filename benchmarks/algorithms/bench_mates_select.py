@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ghostgram.algorithms.mates.ledger import Ledger
-from ghostgram.algorithms.mates.plan import Plan
-from ghostgram.algorithms.mates.select import select
+from ghostgram.algorithms.mates.selection.ledger import Ledger
+from ghostgram.algorithms.mates.selection.plan import Plan
+from ghostgram.algorithms.mates.selection.select import select
 
 DOCUMENTS, SHARDS = 10**7, 64
 DOMAINS = ("books", "code", "papers", "web", "wiki")
@@ -27,8 +27,8 @@ TIMED = """
 import json, sys, time
 from pathlib import Path
 import pyarrow.parquet as pq
-from ghostgram.algorithms.mates.ledger import Ledger
-from ghostgram.algorithms.mates.select import select
+from ghostgram.algorithms.mates.selection.ledger import Ledger
+from ghostgram.algorithms.mates.selection.select import select
 
 def of_process(name):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))

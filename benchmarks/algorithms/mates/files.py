@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from ghostgram.algorithms.mates.identity import logical_digest
-from ghostgram.algorithms.mates.pool import Pool
-from ghostgram.algorithms.mates.score import score
-from ghostgram.algorithms.mates.store import Stage
+from ghostgram.algorithms.mates.files.identity import logical_digest
+from ghostgram.algorithms.mates.files.pool import Pool
+from ghostgram.algorithms.mates.files.store import Stage
+from ghostgram.algorithms.mates.scoring.score import score
 
 SHARDS = 16
 WORDS = 100  # on average in a document

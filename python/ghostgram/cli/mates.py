@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ghostgram.algorithms.mates.files.store import Stage
 from ghostgram.algorithms.mates.stats import spearman
-from ghostgram.algorithms.mates.store import Stage
 
 KINDS = ("label", "fit", "score", "select")
 

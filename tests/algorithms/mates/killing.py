@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet  # before forks, each of which would have to import it
 
 from ghostgram import _files
-from ghostgram.algorithms.mates.places import Place
-from ghostgram.algorithms.mates.store import Stage
+from ghostgram.algorithms.mates.files.places import Place
+from ghostgram.algorithms.mates.files.store import Stage
 
 POINTS = ["before tmp", "mid-write", "after fsync", "after rename", "after commit"]
 ENDS = {"part": ".parquet", "commit": ".json"}

@@ -4,8 +4,8 @@ import torch
 from tiny_lm import TinyLM
 from torch import nn
 
-from ghostgram.algorithms.mates.reference import Reference
-from ghostgram.algorithms.mates.task import Task, padded
+from ghostgram.algorithms.mates.labels.reference import Reference
+from ghostgram.algorithms.mates.labels.task import Task, padded
 
 SYMBOLS = 256
 

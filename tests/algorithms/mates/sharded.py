@@ -9,12 +9,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from algorithms.mates.test_adapters import saved
-from ghostgram.algorithms.mates.adapters import load_sharded
-from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.identity import doc_id
-from ghostgram.algorithms.mates.labels import label
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.store import Stage
+from ghostgram.algorithms.mates.files.identity import doc_id
+from ghostgram.algorithms.mates.files.store import Stage
+from ghostgram.algorithms.mates.labels.adapters import load_sharded
+from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.label import label
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 from ghostgram.taps.sharding import local, whole
 
 

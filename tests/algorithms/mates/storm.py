@@ -14,8 +14,8 @@ import pyarrow.compute  # before forks, each of which would have to import it
 import pyarrow.parquet  # noqa: F401
 
 from algorithms.mates import tiny
-from ghostgram.algorithms.mates import score as scoring
-from ghostgram.algorithms.mates.pool import Pool
+from ghostgram.algorithms.mates.files.pool import Pool
+from ghostgram.algorithms.mates.scoring import score as scoring
 
 WORKERS = 3
 

@@ -9,8 +9,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from algorithms.mates.models import TASK, bytes_of, documents, trained
 from algorithms.models import LENGTH, VOCABULARY, language_model
-from ghostgram.algorithms.mates.adapters import load_numbered, load_sharded, trainer_groups
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.adapters import load_numbered, load_sharded, trainer_groups
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process is enough here
 

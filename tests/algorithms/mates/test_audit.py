@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
-from ghostgram.algorithms.mates.audit import AuditError, audit
-from ghostgram.algorithms.mates.backend import Influence
-from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.first_order import AdamLabels, DotsLabels
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.reference import Reference
+from ghostgram.algorithms.mates.labels.audit import AuditError, audit
+from ghostgram.algorithms.mates.labels.backend import Influence
+from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.first_order import AdamLabels, DotsLabels
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.reference import Reference
 
 N = 1024
 IDS = torch.arange(N)[:, None]

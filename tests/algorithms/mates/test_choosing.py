@@ -6,14 +6,14 @@ import torch
 
 from algorithms.mates.models import TASK, bits, bytes_of, reference, same_bits, trained
 from algorithms.mates.test_labels import files, pool
-from ghostgram.algorithms.mates import choosing
-from ghostgram.algorithms.mates.audit import AuditError
-from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.first_order import DotsLabels
-from ghostgram.algorithms.mates.labels import label, label_key
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.store import Stage
-from ghostgram.algorithms.mates.task import Task
+from ghostgram.algorithms.mates.files.store import Stage
+from ghostgram.algorithms.mates.labels import choosing
+from ghostgram.algorithms.mates.labels.audit import AuditError
+from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.first_order import DotsLabels
+from ghostgram.algorithms.mates.labels.label import label, label_key
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.task import Task
 
 GIVEN, REFERENCES = pool(48), [reference(24)]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from algorithms.mates.planted import documents, influences
-from ghostgram.algorithms.mates import curve as module
-from ghostgram.algorithms.mates.curve import Curve, Law, Point, fit_law, intensity, learning_curve
-from ghostgram.algorithms.mates.influence import fit
-from ghostgram.algorithms.mates.ngram import EmbeddingRidge, HashedNgramRidge
+from ghostgram.algorithms.mates.influence import curve as module
+from ghostgram.algorithms.mates.influence.curve import Curve, Law, Point, fit_law, intensity, learning_curve
+from ghostgram.algorithms.mates.influence.model import fit
+from ghostgram.algorithms.mates.influence.ngram import EmbeddingRidge, HashedNgramRidge
 
 PLANTED = [Law(0.7, 3.0, 0.5), Law(0.5, 2.0, 0.4), Law(0.85, 8.0, 0.7)]
 

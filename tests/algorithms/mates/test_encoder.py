@@ -8,13 +8,13 @@ pytest.importorskip("transformers")
 
 from algorithms.mates.planted import WORDS, documents, influences
 from algorithms.mates.tiny_bert import bert, tokenizer
-from ghostgram.algorithms.mates import finetune
-from ghostgram.algorithms.mates.encoder import HFEncoder
-from ghostgram.algorithms.mates.finetune import Training
-from ghostgram.algorithms.mates.influence import fit, load
-from ghostgram.algorithms.mates.pooling import in_batches, tokenised
+from ghostgram.algorithms.mates.influence import finetune
+from ghostgram.algorithms.mates.influence.encoder import HFEncoder
+from ghostgram.algorithms.mates.influence.finetune import Training
+from ghostgram.algorithms.mates.influence.model import fit, load
+from ghostgram.algorithms.mates.influence.pooling import in_batches, tokenised
+from ghostgram.algorithms.mates.influence.targets import prepare
 from ghostgram.algorithms.mates.stats import spearman
-from ghostgram.algorithms.mates.targets import prepare
 
 SETTINGS = {"chunk_len": 40, "batch": 32, "lr": 1e-2, "epochs": 3, "evaluations": 4, "device": "cpu"}
 

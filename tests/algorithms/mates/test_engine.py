@@ -16,11 +16,11 @@ import pytest
 
 from algorithms.mates import killing, tiny
 from algorithms.mates.killing import rows
-from ghostgram.algorithms.mates import score as scoring
-from ghostgram.algorithms.mates.engine import EngineError, run_units
-from ghostgram.algorithms.mates.pool import Pool
-from ghostgram.algorithms.mates.score import score
-from ghostgram.algorithms.mates.store import Stage
+from ghostgram.algorithms.mates.files.pool import Pool
+from ghostgram.algorithms.mates.files.store import Stage
+from ghostgram.algorithms.mates.scoring import score as scoring
+from ghostgram.algorithms.mates.scoring.engine import EngineError, run_units
+from ghostgram.algorithms.mates.scoring.score import score
 
 TESTS = Path(__file__).parents[2]
 SHARDS, DOCUMENTS = 10, 400
@@ -162,7 +162,7 @@ def test_without_ray_its_engine_says_what_to_install(stage, monkeypatch):
 
 @pytest.mark.parametrize(("visible", "gpus", "seen"), [(None, 2, "0101"), ("4,7", 2, "4747"), (None, 0, ["", ""])])
 def test_workers_share_the_gpus(monkeypatch, visible, gpus, seen):
-    from ghostgram.algorithms.mates.engine import _environment
+    from ghostgram.algorithms.mates.scoring.engine import _environment
 
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

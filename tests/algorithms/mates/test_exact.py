@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from algorithms.mates.models import TASK, bits, bytes_of, documents, reference, same_bits, trained
-from ghostgram.algorithms.mates.backend import levels
-from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.reference import Reference
-from ghostgram.algorithms.mates.task import Task
+from ghostgram.algorithms.mates.labels.backend import levels
+from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.reference import Reference
+from ghostgram.algorithms.mates.labels.task import Task
 
 
 def exact(model, optimizer, references, task=TASK, clip=1.0, lrs=None, **options):

@@ -10,14 +10,14 @@ from torch.utils.checkpoint import checkpoint
 
 from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from algorithms.models import language_model, sentences
-from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.expansion import slopes, vocabulary
-from ghostgram.algorithms.mates.first_order import AdamLabels, DotsLabels
-from ghostgram.algorithms.mates.forward import DifferenceLabels, JvpLabels
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.reference import Reference
+from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.expansion import slopes, vocabulary
+from ghostgram.algorithms.mates.labels.first_order import AdamLabels, DotsLabels
+from ghostgram.algorithms.mates.labels.forward import DifferenceLabels, JvpLabels
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.reference import Reference
+from ghostgram.algorithms.mates.labels.task import padded
 from ghostgram.algorithms.mates.stats import spearman
-from ghostgram.algorithms.mates.task import padded
 
 
 class Untied(TinyLM):

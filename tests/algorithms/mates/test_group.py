@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ghostgram.algorithms.mates.clusters import kmeans, shares
-from ghostgram.algorithms.mates.group import Relation, fit_relation, mmr, rerank
+from ghostgram.algorithms.mates.selection.clusters import kmeans, shares
+from ghostgram.algorithms.mates.selection.group import Relation, fit_relation, mmr, rerank
 
 
 def value_by_definition(relation, sequence):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ghostgram.algorithms.mates.identity import (
+from ghostgram.algorithms.mates.files.identity import (
     _bytes_of,
     content_key,
     digest_of_bytes,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from algorithms.mates.planted import documents, influences
-from ghostgram.algorithms.mates.influence import distil, fit, load
-from ghostgram.algorithms.mates.ngram import EmbeddingRidge, HashedNgramRidge
+from ghostgram.algorithms.mates.influence.model import distil, fit, load
+from ghostgram.algorithms.mates.influence.ngram import EmbeddingRidge, HashedNgramRidge
+from ghostgram.algorithms.mates.influence.targets import prepare
 from ghostgram.algorithms.mates.stats import bootstrap_interval, pearson, spearman, top_overlap
-from ghostgram.algorithms.mates.targets import prepare
 
 SMALL = HashedNgramRidge(bits=12)
 

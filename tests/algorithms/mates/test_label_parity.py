@@ -6,10 +6,10 @@ from tiny_lm import TinyLM
 from torch import nn
 
 from algorithms.mates.models import TASK, bytes_of, documents, reference
-from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.first_order import AdamLabels, DotsLabels
-from ghostgram.algorithms.mates.forward import JvpLabels
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.first_order import AdamLabels, DotsLabels
+from ghostgram.algorithms.mates.labels.forward import JvpLabels
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.stats import spearman
 
 STEPS, BATCH, DOCUMENTS, EXAMPLES = 250, 16, 384, 48

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 
 from algorithms.mates.models import TASK, bits, bytes_of, documents, reference, same_bits, trained
-from ghostgram.algorithms.mates.exact import ExactLabels
-from ghostgram.algorithms.mates.identity import doc_id
-from ghostgram.algorithms.mates.labels import label, label_key
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.store import Stage, StoreError
-from ghostgram.algorithms.mates.task import Task
+from ghostgram.algorithms.mates.files.identity import doc_id
+from ghostgram.algorithms.mates.files.store import Stage, StoreError
+from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.label import label, label_key
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.task import Task
 
 REFERENCES = [reference(6), reference(3, 2, "other")]
 

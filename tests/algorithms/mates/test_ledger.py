@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from algorithms.mates.scored import chosen, ids_of, pool, words
-from ghostgram.algorithms.mates.ids import IdSet, Lookup, binary, name_of
-from ghostgram.algorithms.mates.ledger import Ledger
-from ghostgram.algorithms.mates.select import select
+from ghostgram.algorithms.mates.selection.ids import IdSet, Lookup, binary, name_of
+from ghostgram.algorithms.mates.selection.ledger import Ledger
+from ghostgram.algorithms.mates.selection.select import select
 
 
 def test_five_stages_never_take_a_document_or_a_cluster_twice(tmp_path):
@@ -82,8 +82,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import pyarrow.parquet
-from ghostgram.algorithms.mates.ledger import Ledger
-from ghostgram.algorithms.mates.plan import Plan
+from ghostgram.algorithms.mates.selection.ledger import Ledger
+from ghostgram.algorithms.mates.selection.plan import Plan
 
 folder, replace = Path(sys.argv[1]), Path.replace
 

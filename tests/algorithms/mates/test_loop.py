@@ -14,10 +14,10 @@ import torch
 import ghostgram as gg
 from algorithms.mates.models import TASK, reference, trained
 from algorithms.mates.training import BATCH, EVERY, STEPS, train, write_pool
-from ghostgram.algorithms.mates import labels as label_stage
 from ghostgram.algorithms.mates.dataset import PlanDataset, PlanExhausted
-from ghostgram.algorithms.mates.influence import load
-from ghostgram.algorithms.mates.ledger import Ledger
+from ghostgram.algorithms.mates.influence.model import load
+from ghostgram.algorithms.mates.labels import label as label_stage
+from ghostgram.algorithms.mates.selection.ledger import Ledger
 
 OPTIONS = {"docs": 50, "labels": 120, "backend": "exact", "clip": 1.0, "workers": 1, "progress": False}
 
@@ -56,8 +56,8 @@ def test_what_is_complete_is_read_and_not_done_again(tmp_path, monkeypatch):
         raise AssertionError("done again")
 
     monkeypatch.setattr(label_stage.Rows, "labelled", fail)
-    monkeypatch.setattr("ghostgram.algorithms.mates.influence.fit", fail)
-    monkeypatch.setattr("ghostgram.algorithms.mates.score.run_units", fail)
+    monkeypatch.setattr("ghostgram.algorithms.mates.influence.model.fit", fail)
+    monkeypatch.setattr("ghostgram.algorithms.mates.scoring.score.run_units", fail)
     monkeypatch.setattr("ghostgram.algorithms.mates.run.select", fail)
     again = gg.mates(model, optimizer, pool, reference(), TASK, tmp_path / "run", **OPTIONS)
     assert files(tmp_path / "run") == before

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from algorithms.mates.planted import documents, influences
-from ghostgram.algorithms.mates.hashing import ngrams
-from ghostgram.algorithms.mates.influence import fit
-from ghostgram.algorithms.mates.ngram import EmbeddingRidge, HashedNgramRidge
-from ghostgram.algorithms.mates.ridge import DenseRows, Moments, SparseRows
+from ghostgram.algorithms.mates.influence.hashing import ngrams
+from ghostgram.algorithms.mates.influence.model import fit
+from ghostgram.algorithms.mates.influence.ngram import EmbeddingRidge, HashedNgramRidge
+from ghostgram.algorithms.mates.influence.ridge import DenseRows, Moments, SparseRows
 from ghostgram.algorithms.mates.stats import spearman
 
 M, K, FULL = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 2**64 - 1
@@ -115,7 +115,7 @@ def test_products_do_not_depend_on_where_blocks_end(monkeypatch):
     rows = ngrams(documents(40, 5)[0])
     weights = np.random.default_rng(5).normal(size=rows.width)
     whole = rows.dot(weights)
-    monkeypatch.setattr("ghostgram.algorithms.mates.ridge._ENTRIES", 100)
+    monkeypatch.setattr("ghostgram.algorithms.mates.influence.ridge._ENTRIES", 100)
     assert rows.dot(weights).tobytes() == whole.tobytes()
     some = np.array([3, 3, 39, 0])
     assert rows[some].dot(weights).tobytes() == whole[some].tobytes()
@@ -143,7 +143,7 @@ BITS_OF_A_FIT = """
 import sys
 sys.path.insert(0, {tests!r})
 from algorithms.mates.planted import documents, influences
-from ghostgram.algorithms.mates.influence import fit
+from ghostgram.algorithms.mates.influence.model import fit
 texts, ids = documents(600, 9)
 print(fit(texts, influences(texts, 9, noise=0.5), ids, ["planted"]).digest)
 """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from algorithms.mates.models import bits, same_bits, trained
-from ghostgram.algorithms.mates.optimizer_state import OptimizerView
+from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 
 SETTINGS = [
     *(

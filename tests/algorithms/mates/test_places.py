@@ -2,7 +2,7 @@
 
 import pytest
 
-from ghostgram.algorithms.mates.places import Place, opened
+from ghostgram.algorithms.mates.files.places import Place, opened
 
 
 @pytest.fixture(params=["local", "file", "memory"])

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ghostgram.algorithms.mates.formats import utf8
-from ghostgram.algorithms.mates.identity import digest_of_bytes, doc_id
-from ghostgram.algorithms.mates.pool import Pool, PoolError
+from ghostgram.algorithms.mates.files.formats import utf8
+from ghostgram.algorithms.mates.files.identity import digest_of_bytes, doc_id
+from ghostgram.algorithms.mates.files.pool import Pool, PoolError
 
 N = 2500  # three reads
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from algorithms.mates.models import TASK, bits, bytes_of, documents, reference, same_bits, trained
-from ghostgram.algorithms.mates.reference import Reference, overlapping
-from ghostgram.algorithms.mates.task import Task, padded
+from ghostgram.algorithms.mates.labels.reference import Reference, overlapping
+from ghostgram.algorithms.mates.labels.task import Task, padded
 
 
 def by_hand(model, ids, mask):

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from algorithms.mates import tiny
-from ghostgram.algorithms.mates import score as scoring
-from ghostgram.algorithms.mates.engine import EngineError
-from ghostgram.algorithms.mates.identity import doc_id
-from ghostgram.algorithms.mates.pool import Pool
-from ghostgram.algorithms.mates.score import BATCH, ScoreError, score, scored
-from ghostgram.algorithms.mates.store import StoreError
+from ghostgram.algorithms.mates.files.identity import doc_id
+from ghostgram.algorithms.mates.files.pool import Pool
+from ghostgram.algorithms.mates.files.store import StoreError
+from ghostgram.algorithms.mates.scoring import score as scoring
+from ghostgram.algorithms.mates.scoring.engine import EngineError
+from ghostgram.algorithms.mates.scoring.score import BATCH, ScoreError, score, scored
 from ghostgram.algorithms.mates.sums import ExactSums
 
 

@@ -11,10 +11,10 @@ import pytest
 
 import ghostgram as gg
 from algorithms.mates.scored import chosen, ids_of, keys_by_definition, pool, table, words
-from ghostgram.algorithms.mates import streams
-from ghostgram.algorithms.mates.candidates import Keys
-from ghostgram.algorithms.mates.plan import Plan
-from ghostgram.algorithms.mates.select import select
+from ghostgram.algorithms.mates.selection import streams
+from ghostgram.algorithms.mates.selection.candidates import Keys
+from ghostgram.algorithms.mates.selection.plan import Plan
+from ghostgram.algorithms.mates.selection.select import select
 from ghostgram.algorithms.mates.sums import ExactSums, add_by_group
 from ghostgram.reference import gumbel_topk as reference
 
@@ -144,7 +144,7 @@ def test_files_tables_batches_and_threads_give_the_same_plan(tmp_path):
         select(scores, tokens=50_000).write(tmp_path / name)
         assert (tmp_path / name).read_bytes() == (tmp_path / "tables").read_bytes()
     script = (
-        "import sys; from ghostgram.algorithms.mates.select import select; "
+        "import sys; from ghostgram.algorithms.mates.selection.select import select; "
         "select(sys.argv[1:4], tokens=50_000).write(sys.argv[4])"
     )
     done = [sys.executable, "-c", script, *map(str, paths), str(tmp_path / "one thread")]

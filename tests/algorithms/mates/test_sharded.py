@@ -7,7 +7,7 @@ from algorithms.mates import sharded
 from algorithms.mates.models import trained
 from algorithms.mates.test_adapters import by_name, fresh, same, saved
 from algorithms.ranks import on_ranks
-from ghostgram.algorithms.mates.adapters import load_sharded
+from ghostgram.algorithms.mates.labels.adapters import load_sharded
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

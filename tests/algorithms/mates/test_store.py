@@ -14,8 +14,8 @@ import pytest
 
 from algorithms.mates import killing
 from algorithms.mates.killing import rows
-from ghostgram.algorithms.mates.identity import digest_of_bytes, logical_digest
-from ghostgram.algorithms.mates.store import SIGN, Stage, StoreError
+from ghostgram.algorithms.mates.files.identity import digest_of_bytes, logical_digest
+from ghostgram.algorithms.mates.files.store import SIGN, Stage, StoreError
 
 TESTS = Path(__file__).parents[2]
 
@@ -194,7 +194,7 @@ def test_manifest_that_says_something_else_is_refused(stage):
 
 
 def test_part_of_another_sign_is_refused(stage, monkeypatch):
-    monkeypatch.setattr("ghostgram.algorithms.mates.store.SIGN", "loss, lower is better")
+    monkeypatch.setattr("ghostgram.algorithms.mates.files.store.SIGN", "loss, lower is better")
     stage.commit("0", rows(3, 0))
     monkeypatch.undo()
     with pytest.raises(StoreError, match=r"part-0\.parquet: expected sign 'influence, higher is better', got 'loss"):

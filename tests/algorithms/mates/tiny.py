@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from algorithms.mates.killing import die, kill_at
-from ghostgram.algorithms.mates import score as scoring
-from ghostgram.algorithms.mates.pool import Pool
+from ghostgram.algorithms.mates.files.pool import Pool
+from ghostgram.algorithms.mates.scoring import score as scoring
 
 REFERENCES = ("lambada", "code")
 

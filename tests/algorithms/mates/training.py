@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from algorithms.mates.models import TASK, TinyLM, documents, reference
 from ghostgram.algorithms.mates.dataset import PlanDataset
+from ghostgram.algorithms.mates.files.pool import Pool
 from ghostgram.algorithms.mates.loop import StageLoop
-from ghostgram.algorithms.mates.pool import Pool
 
 BATCH, EVERY, STEPS = 8, 5, 13
 

@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.mates.dataset import PlanDataset
+    from ghostgram.algorithms.mates.files.pool import Pool
+    from ghostgram.algorithms.mates.labels.reference import Reference
+    from ghostgram.algorithms.mates.labels.task import Task
     from ghostgram.algorithms.mates.loop import StageLoop
-    from ghostgram.algorithms.mates.pool import Pool
-    from ghostgram.algorithms.mates.reference import Reference
     from ghostgram.algorithms.mates.run import Selection, mates
-    from ghostgram.algorithms.mates.task import Task
 
 # Labels and training need torch; pools, scores and selection do not.
 _HOMES = {
     "PlanDataset": "dataset",
-    "Pool": "pool",
-    "Reference": "reference",
+    "Pool": "files.pool",
+    "Reference": "labels.reference",
     "Selection": "run",
     "StageLoop": "loop",
-    "Task": "task",
+    "Task": "labels.task",
     "mates": "run",
 }
 

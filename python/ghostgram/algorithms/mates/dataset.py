@@ -10,8 +10,8 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ghostgram._files import whole_file
-from ghostgram.algorithms.mates.plan import Plan
-from ghostgram.algorithms.mates.pool import Pool
+from ghostgram.algorithms.mates.files.pool import Pool
+from ghostgram.algorithms.mates.selection.plan import Plan
 
 TEXTS = "texts.arrow"
 

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghostgram.algorithms.mates import influence, streams
 from ghostgram.algorithms.mates.dataset import TEXTS, PlanDataset, write_texts
-from ghostgram.algorithms.mates.identity import content_key
-from ghostgram.algorithms.mates.influence import InfluenceModel
-from ghostgram.algorithms.mates.labels import label
-from ghostgram.algorithms.mates.ledger import Ledger
-from ghostgram.algorithms.mates.plan import Plan
-from ghostgram.algorithms.mates.pool import Pool
-from ghostgram.algorithms.mates.reference import Reference
+from ghostgram.algorithms.mates.files.identity import content_key
+from ghostgram.algorithms.mates.files.pool import Pool
+from ghostgram.algorithms.mates.files.store import Stage
+from ghostgram.algorithms.mates.influence import model as influence
+from ghostgram.algorithms.mates.influence.model import InfluenceModel
+from ghostgram.algorithms.mates.labels.label import label
+from ghostgram.algorithms.mates.labels.reference import Reference
+from ghostgram.algorithms.mates.labels.task import Task
 from ghostgram.algorithms.mates.run import PLAN, Selection, drift_of, mates
-from ghostgram.algorithms.mates.select import select
-from ghostgram.algorithms.mates.store import Stage
-from ghostgram.algorithms.mates.task import Task
+from ghostgram.algorithms.mates.selection import streams
+from ghostgram.algorithms.mates.selection.ledger import Ledger
+from ghostgram.algorithms.mates.selection.plan import Plan
+from ghostgram.algorithms.mates.selection.select import select
 from ghostgram.training.ranks import led
 
 OF_THE_DRAW = ("tokens", "docs", "ratio", "quotas", "one_per", "seed", "reuse")

@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ghostgram.algorithms.mates import influence, streams
-from ghostgram.algorithms.mates.identity import content_key
-from ghostgram.algorithms.mates.influence import Encoder, InfluenceModel
-from ghostgram.algorithms.mates.ledger import Ledger
-from ghostgram.algorithms.mates.plan import Plan
-from ghostgram.algorithms.mates.pool import Pool
-from ghostgram.algorithms.mates.score import score
-from ghostgram.algorithms.mates.select import select
+from ghostgram.algorithms.mates.files.identity import content_key
+from ghostgram.algorithms.mates.files.pool import Pool
+from ghostgram.algorithms.mates.files.store import Stage
+from ghostgram.algorithms.mates.influence import model as influence
+from ghostgram.algorithms.mates.influence.model import Encoder, InfluenceModel
+from ghostgram.algorithms.mates.scoring.score import score
+from ghostgram.algorithms.mates.selection import streams
+from ghostgram.algorithms.mates.selection.ledger import Ledger
+from ghostgram.algorithms.mates.selection.plan import Plan
+from ghostgram.algorithms.mates.selection.select import select
 from ghostgram.algorithms.mates.stats import spearman
-from ghostgram.algorithms.mates.store import Stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from torch import nn
 
-    from ghostgram.algorithms.mates.labels import Labels
-    from ghostgram.algorithms.mates.quotas import Quotas
-    from ghostgram.algorithms.mates.reference import Reference
-    from ghostgram.algorithms.mates.task import Task
+    from ghostgram.algorithms.mates.labels.label import Labels
+    from ghostgram.algorithms.mates.labels.reference import Reference
+    from ghostgram.algorithms.mates.labels.task import Task
+    from ghostgram.algorithms.mates.selection.quotas import Quotas
 
 PLAN = "plan"
 """The unit of a "select" stage."""
@@ -141,8 +142,8 @@ def mates(
     Source:
         arXiv 2406.06046.
     """
-    from ghostgram.algorithms.mates.labels import label, label_key
-    from ghostgram.algorithms.mates.reference import Reference
+    from ghostgram.algorithms.mates.labels.label import label, label_key
+    from ghostgram.algorithms.mates.labels.reference import Reference
     from ghostgram.training.ranks import led
 
     run = Path(run)

@@ -1,0 +1,1 @@
+"""The pool's files, and a run's: identities, commits, manifests."""

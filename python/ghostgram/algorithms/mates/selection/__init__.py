@@ -1,0 +1,1 @@
+"""Selection: which of the scored documents are trained on, and which have been."""
