@@ -211,7 +211,7 @@ class GroupNorm(Layer):
 
     def _by_channel(self, t: Tensor, u: Tensor) -> Tensor:
         """(n, channels): the products summed over places."""
-        return (t * u).flatten(2).sum(2)
+        return (t * u).view(*self._sizes[:2], -1).sum(2)
 
     def _by_group(self, sums: Tensor) -> Tensor:
         """(n, groups): the means over groups of what was summed by channel."""

@@ -68,22 +68,24 @@ class Stack:
             value = layer.forward(*value)
         z, dz = value
         assert dz is not None  # a flat vector has weights
-        s, gradient, by_labels = _cross_entropy(z, dz, labels)
+        s, gradient, by = _cross_entropy(z, dz, labels)
         for layer in reversed(passes):
             gradient = layer.backward(*gradient)
         by_theta = torch.cat([found.reshape(-1) for layer in passes for found in layer.found])
-        return s, {"theta": by_theta, "images": gradient[1], "labels": by_labels}
+        return s, by | {"theta": by_theta, "images": gradient[1]}
 
 
-def _cross_entropy(z: Tensor, dz: Tensor, labels: Tensor) -> tuple[Tensor, layers.Gradient, Tensor]:
-    """Of the mean cross-entropy: its derivative, its gradient by logits with derivative, and that by label logits."""
+def _cross_entropy(z: Tensor, dz: Tensor, labels: Tensor) -> tuple[Tensor, layers.Gradient, dict[str, Tensor]]:
+    """Of the mean cross-entropy: its derivative s, its gradient by logits, and the derivative of s by soft labels."""
     soft = labels.is_floating_point()
     targets = labels.softmax(1) if soft else nn.functional.one_hot(labels, z.shape[1]).to(z.dtype)
     p = z.softmax(1)
     dlog = dz - (p * dz).sum(1, keepdim=True)  # of log p
     g, dg = (p - targets) / len(z), p * dlog / len(z)
-    by_labels = -targets * (dlog - (targets * dlog).sum(1, keepdim=True)) / len(z)
-    return (g * dz).sum(), (g, dg), by_labels
+    s = (g * dz).sum()
+    if not soft:
+        return s, (g, dg), {}
+    return s, (g, dg), {"labels": -targets * (dlog - (targets * dlog).sum(1, keepdim=True)) / len(z)}
 
 
 def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
