@@ -21,6 +21,7 @@ from peers import memory
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ghostgram.algorithms.pad import mask
 from ghostgram.algorithms.pad.convnet import ConvNet, initialised
@@ -30,6 +31,7 @@ from ghostgram.algorithms.pad.match import match
 from ghostgram.algorithms.pad.second import form_of
 
 STEPS, ROUNDS = (5, 20, 80), 3
+COUNTED = 10  # steps whose products are counted
 STUDENTS = {  # channels, classes, width, depth, size, batch
     "digits, D2-32, 8x8, batch 100": (1, 10, 32, 2, 8, 100),
     "fashion, D3-32, 28x28, batch 10": (1, 10, 32, 3, 28, 10),
@@ -102,19 +104,30 @@ def cost(console: Console) -> None:
 
 def passes(console: Console) -> None:
     """What a step's parts cost: the gradient of the way forward, and each form of the second-order pass."""
-    table = Table("student", "gradient", "layers", "double_backward", "jvp", title="CPU seconds of one step")
+    names = ("gradient", "layers", "double_backward", "jvp")
+    seconds = Table("student", *names, title="CPU seconds of one step")
+    products = Table("student", *names, "full graph", title="FLOPs of products per step, in forward passes")
     for title, (channels, classes, width, depth, size, batch) in STUDENTS.items():
         make = partial(ConvNet, channels, classes, width, depth, size)
-        problem, images, labels = case(make, (batch, channels, size, size), classes, 1)
-        inner = Inner(problem, images, labels, torch.tensor([0.01]), None)
+        problem, images, labels = case(make, (batch, channels, size, size), classes, COUNTED)
+        inner = Inner(problem, images, labels, torch.full((COUNTED,), 0.01), None)
         (piece,), direction = inner.pieces(0), problem.target - problem.start
         calls = {"gradient": partial(inner.gradient, problem.start, 0)} | {
-            name: partial(form_of(name, problem.flat), inner, 0, piece, problem.start, direction)
-            for name in ("layers", "double_backward", "jvp")
+            name: partial(form_of(name, problem.flat), inner, 0, piece, problem.start, direction) for name in names[1:]
         }
         turns = [{name: measured(call)[0] for name, call in calls.items()} for _ in range(10)]
-        table.add_row(title, *(f"{statistics.median(turn[name] for turn in turns[2:]):.4f}" for name in calls))
-    console.print(table)
+        seconds.add_row(title, *(f"{statistics.median(turn[name] for turn in turns[2:]):.4f}" for name in names))
+        forward = flops(partial(problem.flat.logits, problem.start, images))
+        full = flops(partial(match, problem, images, labels, 0.01, "full")) / COUNTED
+        products.add_row(title, *(f"{count / forward:.2f}" for count in (*map(flops, calls.values()), full)))
+    console.print(seconds, products)
+
+
+def flops(call: Callable[[], object]) -> int:
+    """Of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def tesla(console: Console) -> None:

@@ -27,6 +27,7 @@ STUDENTS = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 4)),
     "MLP": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 5), nn.ReLU(), nn.Linear(5, 4, bias=False)),
     "nested": lambda: nn.Sequential(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 4, 3), nn.ReLU()), *head()),
+    "in place": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), *head()),
     "groups of channels": lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), *head()),
     "norms and ReLUs first": lambda: nn.Sequential(
         nn.ReLU(), nn.GroupNorm(1, 3), nn.GroupNorm(3, 3, eps=0.1), nn.Conv2d(3, 2, 3), *head()
@@ -134,7 +135,7 @@ def test_students_without_closed_forms_are_named(make, why):
 
 @pytest.mark.skipif(not memory.RESET.exists(), reason="the high-water mark of memory is read as Linux shows it")
 def test_memory_does_not_grow_with_steps():
-    net, n = ConvNet(3, 10, 16, 1, 32), 60
+    net, n = ConvNet(3, 10, 16, 1, 32), 30
     flat, images, labels = Flat(net), torch.randn(n, 3, 32, 32), torch.randn(n, 10)
     start = flat.vector(net)
     peaks = {}
@@ -143,5 +144,5 @@ def test_memory_does_not_grow_with_steps():
         before = memory.start()
         match(case, images, labels, 0.01)
         peaks[steps] = memory.peak_since(before) - (steps + 1) * flat.P * 4 / 2**20
-    assert peaks[5] > 20  # MiB: enough for what else is allocated not to matter
+    assert peaks[5] > 15  # MiB: enough for what else is allocated not to matter
     assert peaks[40] < 1.05 * peaks[5]

@@ -203,10 +203,8 @@ class GroupNorm(Layer):
 
     def _jacobian(self, t: Tensor) -> Tensor:
         """J t."""
-        kernel = aten.native_group_norm_backward
-        product: Tensor = kernel(t.contiguous(), self.x, self._mean, self._r, None, *self._sizes, [True, False, False])[
-            0
-        ]
+        kernel, wanted = aten.native_group_norm_backward, [True, False, False]
+        product: Tensor = kernel(t, self.x, self._mean, self._r, None, *self._sizes, wanted)[0]
         return product
 
     def _by_channel(self, t: Tensor, u: Tensor) -> Tensor:

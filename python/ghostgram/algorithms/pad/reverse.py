@@ -63,16 +63,15 @@ def by_reverse(inner: Inner, store: Store, form: Form, through_weights: bool) ->
     for i, before in trajectory.backwards():
         nu = mu * nu - inner.beta[i] * along
         direction, scale = (nu, 1.0) if mu else (along, -inner.beta[i])
-        by_theta = torch.zeros_like(along)
+        slope, by_theta = torch.zeros_like(inner.beta[i]), torch.zeros_like(along)
         for piece in inner.pieces(i):
             s, u = form(inner, i, piece, before.theta, direction)
             for name, total in by.items():
                 total.index_add_(0, piece.indices, scale * u[name])
             if through_weights:
                 by_theta += u["theta"]
-            by_beta[i] -= s
-        if after.v is not None:
-            by_beta[i] = -along @ after.v
+            slope += s
+        by_beta[i] = -slope if after.v is None else -along @ after.v
         along = along + scale * by_theta
         after = before
     return Gradients(found.loss, by["images"], by.get("labels"), by_beta, student)

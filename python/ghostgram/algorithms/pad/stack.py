@@ -63,7 +63,7 @@ class Stack:
             _KINDS[type(part)](part, *([given[n] for n in _names(name, part)] for given in (weights, moves)))
             for name, part in self._parts
         ]
-        value: layers.Value = (x, None)
+        value: layers.Value = (x.contiguous(), None)
         for layer in passes:
             value = layer.forward(*value)
         z, dz = value
