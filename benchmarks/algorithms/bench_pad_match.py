@@ -1,12 +1,10 @@
 """PAD's matching gradient: what the exact one costs beside the full graph, and how far TESLA's is from both.
 
-    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py cost               # minutes, 4 GB
-    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py tesla
-    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py passes
+    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py                # all parts: minutes
+    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py cost memory passes tesla      # or some
 
 Times are CPU seconds of one thread; all ways take turns, and the median over rounds is shown. Memory is the most that
-was resident during a call beyond what was before it, without the scalars of the weights that are kept on the way
-forward: (N + 1) P, or 2 sqrt(N) P.
+was resident during a call beyond what was before it.
 """
 
 from __future__ import annotations
@@ -87,32 +85,36 @@ def peak(call: Callable[[], object]) -> float:
 
 
 def cost(console: Console) -> None:
+    """CPU seconds of every way."""
     for title, (channels, classes, width, depth, size, batch) in STUDENTS.items():
-        table = Table("N", "way", "s", "of full", "s per step", "MiB beside weights", title=title)
+        table = Table("N", "way", "s", "of full", "s per step", title=title)
         make = partial(ConvNet, channels, classes, width, depth, size)
         for steps in STEPS:
             problem, images, labels = case(make, (batch, channels, size, size), classes, steps)
             calls = {name: partial(match, problem, images, labels, 0.01, **way) for name, way in WAYS.items()}
             turns = [{name: seconds(call) for name, call in calls.items()} for _ in range(ROUNDS)]
-            median = {name: statistics.median(turn[name] for turn in turns) for name in WAYS}
             for name in WAYS:
-                kept = {"full graph": 0, "exact, store sqrt": 2 * steps**0.5}.get(name, steps + 1)
-                beside = peak(calls[name]) - kept * problem.flat.P * 4 / 2**20
-                ratio = median[name] / median["full graph"]
-                table.add_row(
-                    str(steps),
-                    name,
-                    f"{median[name]:.3f}",
-                    f"{ratio:.2f}",
-                    f"{median[name] / steps:.4f}",
-                    f"{beside:.0f}",
-                )
+                median, full = (statistics.median(turn[way] for turn in turns) for way in (name, "full graph"))
+                table.add_row(str(steps), name, f"{median:.3f}", f"{median / full:.2f}", f"{median / steps:.4f}")
             table.add_section()
         console.print(table)
 
 
+def resident(console: Console) -> None:
+    """Peak memory of every way; "exact" beside its kept weights as well."""
+    for title, (channels, classes, width, depth, size, batch) in STUDENTS.items():
+        table = Table("N", *WAYS, "exact, beside weights", title=f"MiB of {title}")
+        make = partial(ConvNet, channels, classes, width, depth, size)
+        for steps in STEPS:
+            problem, images, labels = case(make, (batch, channels, size, size), classes, steps)
+            peaks = {name: peak(partial(match, problem, images, labels, 0.01, **way)) for name, way in WAYS.items()}
+            beside = peaks["exact"] - (steps + 1) * problem.flat.P * 4 / 2**20
+            table.add_row(str(steps), *(f"{mib:.1f}" for mib in peaks.values()), f"{beside:.1f}")
+        console.print(table)
+
+
 def passes(console: Console) -> None:
-    """What a step's parts cost: the gradient of the way forward, and each form of the second-order pass."""
+    """What a step's parts cost: the gradient on the way forward, and each form of the second-order pass."""
     names = ("gradient", "layers", "double_backward", "jvp")
     times = Table("student", *names, title="CPU seconds of one step")
     products = Table("student", *names, "full graph", title="FLOPs of products per step, in forward passes")
@@ -157,7 +159,7 @@ def tesla(console: Console) -> None:
     console.print(table)
 
 
-PARTS = {"cost": cost, "passes": passes, "tesla": tesla}
+PARTS = {"cost": cost, "memory": resident, "passes": passes, "tesla": tesla}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
