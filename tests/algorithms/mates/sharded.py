@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from algorithms.mates.test_adapters import saved
 from ghostgram.algorithms.mates.files.identity import doc_id
-from ghostgram.algorithms.mates.files.store import Stage
 from ghostgram.algorithms.mates.labels.adapters import load_sharded
 from ghostgram.algorithms.mates.labels.exact import ExactLabels
 from ghostgram.algorithms.mates.labels.label import label
@@ -52,7 +51,7 @@ def alone():
     return found(*trained(grouped=True, weight_decay=0.1), *bytes_of(documents(5, 20)))
 
 
-def labelled(model, optimizer, stage=None, backend="exact", count=9):
+def labelled(model, optimizer, run=None, backend="exact", count=9):
     texts = documents(count, 21)
     audit = 0 if backend == "exact" else 17
     given = pa.table({"doc_id": pa.array([doc_id(text) for text in texts], pa.binary(16)), "text": texts})
@@ -62,10 +61,10 @@ def labelled(model, optimizer, stage=None, backend="exact", count=9):
         given,
         [reference()],
         TASK,
+        run,
         backend=backend,
         audit=audit,
         clip=0.8,
-        stage=stage,
         chunk=2,
         progress=False,
     )
@@ -83,7 +82,7 @@ def sharded(rank, folder):
     load_sharded(model, optimizer, folder / "whole")
     assert any(local(p).numel() < p.numel() for p in parameters)
     results = found(model, optimizer, *bytes_of(documents(5, 20)))
-    results["labels"] = labelled(model, optimizer, Stage(folder / "sharded", 1, "label", "key")).table
+    results["labels"] = labelled(model, optimizer, folder / "sharded").table
     results["labels without a stage"] = labelled(model, optimizer).table
     saved(model, optimizer, folder / "parts")
     return results
@@ -96,12 +95,11 @@ def replicated(rank, folder):
     ids, mask = bytes_of(documents(5, 20))
     mine = slice(0, 3) if rank == 0 else slice(3, 5)
     results = found(model, optimizer, ids[mine], mask[mine])
-    stage = Stage(folder / "replicated", 1, "label", "key")
-    results["labels"] = labelled(model, optimizer, stage).table
-    results["again"] = labelled(model, optimizer, stage).table
-    audited = labelled(model, optimizer, Stage(folder / "audited", 1, "label", "key"), "auto", 23)
+    results["labels"] = labelled(model, optimizer, folder / "replicated").table
+    results["again"] = labelled(model, optimizer, folder / "replicated").table
+    audited = labelled(model, optimizer, folder / "audited", "auto", 23)
     results["audited"], results["audit"] = audited.table, audited.manifest["audit"]
-    with pytest.raises(ValueError, match="stage: expected one"):
+    with pytest.raises(ValueError, match="run: expected a folder"):
         labelled(model, optimizer)
     return results
 

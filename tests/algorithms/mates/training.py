@@ -43,7 +43,7 @@ def train(folder, steps=STEPS, rank=0, ranks=1, **options):
     data = PlanDataset(str)
     settings = {"docs": 60, "labels": 120, "backend": "exact", "clip": 1.0, "workers": 1, "progress": False}
     pool = Pool(f"{folder}/pool/*.parquet", domain="source", n_tokens="n")
-    stages = {"every": EVERY, "documents_per_step": BATCH}
+    stages = {"every": EVERY, "documents_per_step": BATCH, "check_every": 3, "check": 8, "refresh_below": -1.0}
     loop = StageLoop(data, pool, reference(), TASK, folder / "run", **stages | settings | options)
     checkpoint, done = folder / "checkpoint.pt", 0
     if checkpoint.exists():

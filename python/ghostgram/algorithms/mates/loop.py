@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ghostgram._files import sweep
 from ghostgram.algorithms.mates.dataset import TEXTS, PlanDataset, write_texts
 from ghostgram.algorithms.mates.files.identity import content_key
 from ghostgram.algorithms.mates.files.pool import Pool
@@ -27,6 +28,8 @@ from ghostgram.training.ranks import led
 
 OF_THE_DRAW = ("tokens", "docs", "ratio", "quotas", "one_per", "seed", "reuse")
 """What a plan of random documents has in common with the selected ones."""
+CHECKS = "checks"
+"""The folder, within that of the run, of the labels by which drift is measured; its stages are steps."""
 
 
 class StageLoop:
@@ -142,7 +145,10 @@ class StageLoop:
         assert self.scorer is not None
         documents = self.pool.sample(self.check, streams.stream(self.options.get("seed", 0), step, "check"))
         how = {name: self.options[name] for name in ("clip", "lrs") if name in self.options}
-        exact = label(model, optimizer, documents, self.references, self.task, backend="exact", progress=False, **how)
+        exact = label(
+            model, optimizer, documents, self.references, self.task, self.run / CHECKS, stage=step, backend="exact",
+            progress=False, **how,
+        )  # fmt: skip
         return drift_of(self.scorer, exact, documents)
 
     def state_dict(self, step: int) -> dict[str, Any]:
@@ -170,8 +176,12 @@ class StageLoop:
     def _follow(self, plan: Plan, folder: str) -> None:
         """Makes training read a plan."""
         texts = Path(folder, TEXTS)
-        led(lambda: None if texts.exists() else write_texts(plan, self.pool, texts))
+        led(lambda: None if texts.exists() else self._write(plan, texts))
         self.data.switch(self.stage, texts)
+
+    def _write(self, plan: Plan, texts: Path) -> None:
+        sweep(texts.parent)
+        write_texts(plan, self.pool, texts)
 
     def _random(self) -> Stage:
         """The "select" stage of stage 0: every document has the same score."""

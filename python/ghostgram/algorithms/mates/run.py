@@ -142,16 +142,17 @@ def mates(
     Source:
         arXiv 2406.06046.
     """
-    from ghostgram.algorithms.mates.labels.label import label, label_key
+    from ghostgram.algorithms.mates.labels.label import label
     from ghostgram.algorithms.mates.labels.reference import Reference
     from ghostgram.training.ranks import led
 
     run = Path(run)
     wanted = [references] if isinstance(references, Reference) else list(references)
     documents = pool.sample(labels, streams.stream(seed, stage, "label"))
-    how = {"backend": backend, "clip": clip, "lrs": lrs, "audit": audit, "accept_rho": accept_rho}
-    labelled = Stage(run, stage, "label", label_key(model, optimizer, documents, wanted, task, **how))  # type: ignore[arg-type]
-    told = label(model, optimizer, documents, wanted, task, stage=labelled, progress=progress, **how)  # type: ignore[arg-type]
+    told = label(
+        model, optimizer, documents, wanted, task, run, stage=stage, backend=backend, clip=clip, lrs=lrs, audit=audit,
+        accept_rho=accept_rho, progress=progress,
+    )  # fmt: skip
 
     drift = drift_of(previous, told, documents) if previous else {}
     kept = len(drift) == len(wanted) and all(rho > keep_above for rho in drift.values())
@@ -167,7 +168,7 @@ def mates(
     draw = {"tokens": tokens, "docs": docs, "ratio": ratio, "temperature": temperature, "quotas": quotas,
             "one_per": one_per, "combine": {r.name: r.weight for r in wanted}, "seed": seed}  # fmt: skip
     chosen, plan = led(lambda: _select(run, stage, scored, Ledger(run / "ledger", reuse), draw))
-    folders = {made.kind: made.folder for made in (labelled, *fitted, scored, chosen)}
+    folders = {"label": str(told.folder)} | {made.kind: made.folder for made in (*fitted, scored, chosen)}
     return Selection(stage, plan, scorer, told, drift, folders)
 
 
@@ -220,8 +221,7 @@ def _fit(
         agreement = {
             head.reference: head.spearman if math.isfinite(head.spearman) else None for head in model.report.heads
         }
-        for left in (Path(made.folder, "unfinished"), *Path(made.folder).glob(f".{home.name}-*")):
-            shutil.rmtree(left, ignore_errors=True)  # what this fit and killed ones needed to go on
+        shutil.rmtree(Path(made.folder, "unfinished"), ignore_errors=True)  # what it needed to go on
         made.complete(digest=model.digest, spearman=agreement, scale=scale)
     model = influence.load(home)
     made.require(**made_from, digest=model.digest)
