@@ -129,8 +129,11 @@ class StageLoop:
         return self.next_stage(step, model, optimizer) if due else None
 
     def next_stage(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Selection:
-        """Begins the next stage after a step: enters what was trained on, and chooses what comes next."""
-        self._consume(step)
+        """Begins the next stage after a step: enters what was read, and chooses what comes next.
+
+        What a loader has read ahead will be trained on: it is passed over, too.
+        """
+        led(lambda: self._enter(self.data.position(self.data.read)))
         made = mates(
             model, optimizer, self.pool, self.references, self.task, self.run,
             stage=self.stage + 1, previous=self.scorer, **self.options,
@@ -153,10 +156,11 @@ class StageLoop:
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """What goes into a checkpoint that is taken after a step."""
-        self._consume(step)
+        documents = step * self.documents_per_step
+        led(lambda: self._enter(self.data.position(documents)))
         return {
             "stage": self.stage, "began": self.began, "scorer": self._scorer_at, "drifts": self.drifts,
-            "data": self.data.state_dict(step * self.documents_per_step),
+            "data": self.data.state_dict(documents),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -165,9 +169,6 @@ class StageLoop:
         self._scorer_at = state["scorer"]
         self.scorer = influence.load(Path(self._scorer_at, "model")) if self._scorer_at else None
         self.data.load_state_dict(state["data"])
-
-    def _consume(self, step: int) -> None:
-        led(lambda: self._enter(self.data.position(step * self.documents_per_step)))
 
     def _enter(self, trained_on: Mapping[int, int]) -> None:
         for stage, documents in trained_on.items():
