@@ -400,7 +400,7 @@ def main() -> None:
     plots.domains(args.out / "domains.png", found[args.seeds[0]]["mates"]["stages"])
     draw_curve(args.out / "learning.png", corpus.pool, args.out / f"seed-{args.seeds[0]}" / "mates", console)
     console.print(
-        f"wrote {kept}, arms.png, domains.png and learning.png; more: ghostgram mates {args.out}/seed-*/mates"
+        f"wrote {kept}, arms.png, domains.png and learning.png; more: ghostgram mates status {args.out}/seed-*/mates"
     )
 
 

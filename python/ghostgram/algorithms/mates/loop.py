@@ -19,11 +19,12 @@ from ghostgram.algorithms.mates.influence.model import InfluenceModel
 from ghostgram.algorithms.mates.labels.label import label
 from ghostgram.algorithms.mates.labels.reference import Reference
 from ghostgram.algorithms.mates.labels.task import Task
-from ghostgram.algorithms.mates.run import PLAN, Selection, drift_of, mates
+from ghostgram.algorithms.mates.run import Selection, drift_of, mates
 from ghostgram.algorithms.mates.selection import streams
 from ghostgram.algorithms.mates.selection.ledger import Ledger
 from ghostgram.algorithms.mates.selection.plan import Plan
 from ghostgram.algorithms.mates.selection.select import select
+from ghostgram.algorithms.mates.stages import PLAN
 from ghostgram.training.ranks import led
 
 OF_THE_DRAW = ("tokens", "docs", "ratio", "quotas", "one_per", "seed", "reuse")

@@ -116,6 +116,18 @@ class InfluenceModel:
         return rebased
 
 
+def kind_of(name: str) -> Any:
+    """The class of encoders that is known by a name: "ngram", "embedding" or "hf".
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in _HOMES:
+        raise ValueError(f"encoder: expected one of {', '.join(_HOMES)}, got {name!r}")
+    module, kind = _HOMES[name].split(":")
+    return getattr(import_module(f"ghostgram.algorithms.mates.influence.{module}"), kind)
+
+
 def load(folder: str | Path) -> InfluenceModel:
     """Reads a model that `InfluenceModel.save` wrote.
 
@@ -124,9 +136,7 @@ def load(folder: str | Path) -> InfluenceModel:
     """
     folder = Path(folder)
     about = json.loads((folder / "model.json").read_text())
-    module, name = _HOMES[about["kind"]].split(":")
-    kind = getattr(import_module(f"ghostgram.algorithms.mates.influence.{module}"), name)
-    encoder = kind.load(folder, about["settings"])
+    encoder = kind_of(about["kind"]).load(folder, about["settings"])
     report = about["report"] | {"heads": tuple(HeldOut(**head) for head in about["report"]["heads"])}
     report["floor"] = report["floor"] and tuple(report["floor"])
     mean, std = np.array(about["mean"]), np.array(about["std"])

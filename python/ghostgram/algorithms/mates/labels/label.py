@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import nn
 
 from ghostgram.algorithms.mates.files.identity import content_key
@@ -21,41 +20,14 @@ from ghostgram.algorithms.mates.files.store import Stage
 from ghostgram.algorithms.mates.labels.choosing import BACKENDS, Backends, Choice, choose
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.labels.reference import Reference
-from ghostgram.algorithms.mates.labels.rows import AUDIT, PREFIX, Rows
+from ghostgram.algorithms.mates.labels.rows import AUDIT, Rows
+from ghostgram.algorithms.mates.labels.table import Labels
 from ghostgram.algorithms.mates.labels.task import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 UNIT = "nats per reference token"
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What documents would do to the references."""
-
-    table: pa.Table
-    """A row for each document, in the order in which they were given: doc_id; start and length of the span that was
-    read, in tokens; influence_<reference>, grad_norm, clip and own_loss float32; backend; is_audit."""
-    manifest: dict[str, Any]
-    """What they were made from and how: digests, base_loss and null_gain by reference, audit, backend, FLOPs."""
-    folder: str | None
-    """Where they lie, named by what they were made from; None if they were not to be kept."""
-
-    @property
-    def references(self) -> list[str]:
-        """The references' names, in the order of the columns."""
-        return [name.removeprefix(PREFIX) for name in self.table.column_names if name.startswith(PREFIX)]
-
-    @property
-    def influence(self) -> NDArray[np.float64]:
-        """(n, R) nats per reference token, higher is better."""
-        return np.stack([self.table[PREFIX + name].to_numpy() for name in self.references], 1).astype(np.float64)
-
-    @property
-    def ids(self) -> list[bytes]:
-        """The documents' identities."""
-        return self.table["doc_id"].to_pylist()  # type: ignore[no-any-return]
 
 
 def label(
