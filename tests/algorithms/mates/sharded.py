@@ -12,14 +12,18 @@ from algorithms.mates.test_adapters import saved
 from ghostgram.algorithms.mates.files.identity import doc_id
 from ghostgram.algorithms.mates.labels.adapters import load_sharded
 from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.first_order import AdamLabels, DotsLabels
+from ghostgram.algorithms.mates.labels.forward import JvpLabels
 from ghostgram.algorithms.mates.labels.label import label
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
-from ghostgram.taps.sharding import local, whole
+from ghostgram.algorithms.mates.labels.reference import Reference
+from ghostgram.taps.sharding import local, rows_of, whole
 
 
 def found(model, optimizer, ids, mask):
     """Labels and base losses, the view's tensors and a reference's gradient, all of them whole."""
     view = OptimizerView(model, optimizer, clip=0.8)
+    first_order = {vocab: dots(view, ids, mask, vocab) for vocab in DotsLabels.vocabs}
     backend = ExactLabels(view.model, view, [reference(), reference(3, 2, "other")], TASK)
     backend.prepare()
     influence = backend.influence(ids, mask)
@@ -32,8 +36,17 @@ def found(model, optimizer, ids, mask):
         null_loss = reference().loss(model, TASK)
     joined = {kind: {view.names[p]: whole_of(values[p], p) for p in view.names} for kind, values in tensors.items()}
     return {"influence": tuple(influence), "base": backend.base_loss, "null": backend.null_gain, "weights": after} | {
-        "tensors": joined, "null loss": null_loss,
+        "tensors": joined, "null loss": null_loss, "first order": first_order,
     }  # fmt: skip
+
+
+def dots(view, ids, mask, vocab):
+    """First-order labels, and the share of slopes that were capped; of tokens whose rows both processes hold."""
+    spread = [Reference(r.name, r.ids * 37 % 256, r.mask) for r in (reference(), reference(3, 2, "other"))]
+    backend = DotsLabels(view.model, view, spread, TASK, vocab=vocab)
+    assert backend.why_not() is None
+    backend.prepare()
+    return *backend.influence(ids * 37 % 256, mask), backend.base_loss, backend.null_gain, backend.capped_fraction
 
 
 def whole_of(part, parameter):
@@ -84,6 +97,14 @@ def sharded(rank, folder):
     results = found(model, optimizer, *bytes_of(documents(5, 20)))
     results["labels"] = labelled(model, optimizer, folder / "sharded").table
     results["labels without a stage"] = labelled(model, optimizer).table
+    results["audited"] = labelled(model, optimizer, folder / "audited sharded", "auto", 23).table
+    view = OptimizerView(model, optimizer, clip=0.8)
+    for kind in (AdamLabels, JvpLabels):
+        assert kind(model, view, [reference()], TASK).why_not() == "the weights are sharded over processes"
+    fully_shard(uneven := torch.nn.Linear(3, 5))
+    for p in (*parameters, uneven.weight, uneven.bias):
+        start, stop = rows_of(p)
+        assert torch.equal(whole(p.detach())[start:stop], local(p))
     saved(model, optimizer, folder / "parts")
     return results
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class FirstOrderLabels(ABC):
     """
 
     name: str
+    shardable: ClassVar[bool] = False
+    """Whether it labels a model that `fully_shard` has spread over processes, all of which read every document."""
 
     def __init__(
         self,
@@ -62,10 +64,10 @@ class FirstOrderLabels(ABC):
         self._weights = sum(p.numel() for p in self._parameters)
 
     def why_not(self) -> str | None:
-        """The optimizer's step has no closed form, weights are sharded, or a pass over one document fails."""
+        """The optimizer's step has no closed form, weights may not be sharded, or a pass over one document fails."""
         if reason := self.view.why_not():
             return reason
-        if self.view.ranks.sharded:
+        if self.view.ranks.sharded and not self.shardable:
             return "the weights are sharded over processes"
         first = self.references[0]
         try:

@@ -82,6 +82,7 @@ class DotsLabels(TappedLabels, LinearLabels):
 
     name = "dots"
     vocabs = ("adam_rows", "frozen", "drop")
+    shardable = True
 
     def flops(self, tokens: int) -> float:
         """6 P T."""
@@ -92,15 +93,17 @@ class DotsLabels(TappedLabels, LinearLabels):
         norms = squares.sqrt()
         clip = self.view.clip_factors(norms)
         values = clip[:, None] * dots
+        along = torch.zeros_like(values)  # of this process's rows, what the step is beyond its linear form
         own_tokens = mask.flip(1).cumsum(1).flip(1) > 0  # up to the last target: what follows is padding
-        for p, (gradients, slope) in self._by_row.items():
-            if p in uses:
-                entries = distinct(ids, len(p), own_tokens).to(p.device)
+        for p, (gradients, slope, (start, stop)) in self._by_row.items():
+            if p in uses and start < stop:
+                mine = own_tokens & (ids >= start) & (ids < stop)
+                entries = distinct(ids, len(p), mine).to(p.device)
                 g = _scaled(gradients_at(uses[p], entries), clip)
-                inside = entries.clamp_max(len(p) - 1)  # g is 0 at entries beyond the last
+                inside = (entries - start).clamp_max(stop - start - 1)  # g is 0 at entries beyond the last
                 beyond = self.view.delta(p, g, inside) + slope[inside] * g
-                values -= _dots(gradients, inside, beyond)
-        return values, norms
+                along += _dots(gradients, inside, beyond)
+        return values - self.view.ranks.over_elements(along), norms
 
 
 class AdamLabels(TappedLabels):

@@ -13,6 +13,7 @@ from ghostgram.algorithms.mates.labels.expansion import BATCH, FirstOrderLabels,
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView, wide
 from ghostgram.algorithms.mates.labels.reference import Reference
 from ghostgram.algorithms.mates.labels.task import Task
+from ghostgram.taps.sharding import parts_of, rows_of
 from ghostgram.training.aside import evaluating, taken_gradients
 
 TYPICAL = 32
@@ -69,10 +70,10 @@ class LinearLabels(FirstOrderLabels):
         found, self.capped_fraction = slopes(self.view, self.references, self.task, capped=self.capped)
         special = set() if self.vocab == "frozen" else vocabulary(self.view, self.task, self.references[0])
         dropped = special if self.vocab == "drop" else set()
-        self._directions = {p: g * found[p] for p, g in gradients.items() if p not in dropped}
+        self._directions = {p: parts_of(g * found[p], p) for p, g in gradients.items() if p not in dropped}
         # A step that is linear in the gradient has nothing beyond.
         rows = special if self.vocab == "adam_rows" and not self.view.linear else set()
-        self._by_row = {p: (gradients[p], found[p]) for p in rows}
+        self._by_row = {p: (gradients[p], found[p], rows_of(p)) for p in self._parameters if p in rows}
 
 
 def slopes(view: OptimizerView, references: Sequence[Reference], task: Task, *, capped: bool) -> Slopes:
@@ -101,7 +102,8 @@ def slopes(view: OptimizerView, references: Sequence[Reference], task: Task, *, 
             cap = eta * (1 - b1) * math.sqrt(bc2) / (bc1 * math.sqrt(1 - b2) * typical[p])
             cut += int((found[p].abs() > cap).sum())
             found[p] = found[p].clamp(-cap, cap)
-    return Slopes(found, cut / sum(p.numel() for p in view.names))
+    cut_of_all = float(view.ranks.over_elements(torch.tensor(cut)))
+    return Slopes(found, cut_of_all / sum(p.numel() for p in view.names))
 
 
 def typical_entries(view: OptimizerView, references: Sequence[Reference], task: Task) -> dict[nn.Parameter, float]:
@@ -112,9 +114,10 @@ def typical_entries(view: OptimizerView, references: Sequence[Reference], task: 
         for ids, mask in first_documents(references, TYPICAL, 1):
             task.losses(view.model, ids, mask).sum().backward()  # type: ignore[no-untyped-call]
             gradients = [wide(g) for g in taken_gradients(parameters).values()]
-            each = torch.stack([g.square().sum() for g in gradients]).double().cpu()
+            each = view.ranks.over_elements(torch.stack([g.square().sum() for g in gradients]).double().cpu())
             squares += each * view.clip_factors(each.sum().sqrt()) ** 2
             counts += torch.stack([g.count_nonzero() for g in gradients]).double().cpu()
+    counts = view.ranks.over_elements(counts)
     return dict(zip(parameters, (squares / counts.clamp(min=1)).sqrt().tolist(), strict=True))
 
 
