@@ -141,6 +141,10 @@ def test_what_is_not_complete_is_not_gone_on_from(here):
     assert "stage-1/fit: expected one complete 'fit', got none" in refused.stderr
     Stage("run", 1, "fit", "abc").begin()
     assert "got abc (not complete)" in told("score").stderr
+    (here / "mates.toml").write_text(SETTINGS.replace("workers = 1", 'scorer = "nowhere"'))
+    refused = told("score")
+    assert refused.exit_code == 2
+    assert "nowhere" in refused.stderr
 
 
 def test_a_fit_starts_from_the_model_that_is_named_and_tells_its_drift(here):

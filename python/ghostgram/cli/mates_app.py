@@ -131,7 +131,7 @@ def _refusing(command: str, *needed: str) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, ImportError, EngineError) as why:
+    except (ValueError, ImportError, OSError, EngineError) as why:
         _refuse(str(why), command)
     except RuntimeError as why:
         if type(why).__name__ != "AuditError":  # which torch would have to be imported for
