@@ -15,8 +15,10 @@ from rich.table import Table
 
 from ghostgram import _dispatch
 from ghostgram.cli import doctor as examination
+from ghostgram.cli.mates_app import app as mates
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Per-sample gradient statistics.")
+app.add_typer(mates, name="mates")
 
 
 @app.command()
@@ -54,7 +56,7 @@ def values(
     """
     needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
     if missing := [name for name in needed if find_spec(name) is None]:
-        _refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "values")
+        _refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]")
     from ghostgram.algorithms.in_run_shapley.reading import LogError
     from ghostgram.cli import values as reading
     from ghostgram.cli.values_tables import draw
@@ -62,7 +64,7 @@ def values(
     try:
         found = reading.examine(log, sources, top)
     except LogError as why:
-        _refuse(str(why), "values")
+        _refuse(str(why))
     written = reading.write(found, out, figures) if out else []
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
@@ -72,37 +74,8 @@ def values(
         typer.echo(f"{out}: {', '.join(path.name for path in written)}")
 
 
-@app.command()
-def mates(
-    run: Annotated[Path, typer.Argument(help="The folder of a run: mates(..., run).", metavar="RUN")],
-    out: Annotated[Path | None, typer.Option(help="A folder for the figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
-    """Shows how far the stages of a run of MATES have come, what their audits say, and what was chosen.
-
-    Exits with 2 when the run cannot be read.
-    """
-    needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
-    if missing := [name for name in needed if find_spec(name) is None]:
-        _refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "mates")
-    from ghostgram.cli import mates as reading
-    from ghostgram.cli.mates_tables import draw, figures
-
-    try:
-        found = reading.examine(run)
-    except ValueError as why:
-        _refuse(str(why), "mates")
-    written = figures(found, out) if out else []
-    if as_json:
-        typer.echo(json.dumps([reading.as_json(facts) for facts in found], indent=2))
-        return
-    draw(found, Console())
-    if written:
-        typer.echo(f"{out}: {', '.join(path.name for path in written)}")
-
-
-def _refuse(why: str, command: str) -> NoReturn:
-    typer.echo(f"ghostgram {command}: {why}", err=True)
+def _refuse(why: str) -> NoReturn:
+    typer.echo(f"ghostgram values: {why}", err=True)
     raise typer.Exit(2)
 
 
