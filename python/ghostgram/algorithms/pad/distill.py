@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ghostgram.algorithms.pad.matching import Match, Matching, matches
 from ghostgram.algorithms.pad.settings import Settings
-from ghostgram.algorithms.pad.state import DistilledState, RunLog
+from ghostgram.algorithms.pad.state import DistilledState, RunLog, leads
 
 BETA_FLOOR = 1e-6
 _SKIPS_IN_A_ROW, _SKIP_RATE, _TOO_FEW_TO_JUDGE = 50, 0.2, 100
@@ -51,8 +51,8 @@ def distill(matching: Matching, images: Tensor, label_logits: Tensor, course: Co
 
     An iteration takes one match, or the mean of several, which processes share: the next expert of a shuffled pass, a
     start epoch t uniform on {T-, ..., U - 1}, N steps from expert[t], to be near expert[t + M]. A match whose loss is
-    above `threshold`, or whose loss or gradient is not finite, is left out; an iteration without a match changes nothing,
-    momenta included. What remains steps images, labels and beta by SGD with momentum, as torch.optim.SGD does.
+    above `threshold`, or whose loss or gradient is not finite, is left out; an iteration without a match changes
+    nothing, momenta included. What remains steps images, labels and beta by SGD with momentum, as torch.optim.SGD does.
 
     The folder holds a checkpoint and a log; called again after a kill at any moment, this goes on from the last
     checkpoint and ends with the same bits, on the same device, dtype, number of threads and versions.
@@ -81,8 +81,7 @@ def distill(matching: Matching, images: Tensor, label_logits: Tensor, course: Co
     _check_sizes(s, len(images))
     state = DistilledState.load(course.folder, course.made_from, course.allow_changes, images.device)
     state = state or DistilledState.new(images, label_logits, s.beta, s.labels == "learn")
-    leads = not dist.is_initialized() or dist.get_rank() == 0
-    with RunLog(course.folder, state.iteration) if leads else nullcontext() as log:
+    with RunLog(course.folder, state.iteration) if leads() else nullcontext() as log:
         while state.iteration < s.iterations:
             began = time.perf_counter()
             found, row = _iterate(matching, state)
@@ -187,8 +186,9 @@ def _stop_if_lost(state: DistilledState, found: Sequence[Match], s: Settings) ->
     if state.skipped_in_a_row >= _SKIPS_IN_A_ROW or too_often:
         losses = ", ".join(f"{m.loss:.3g}" for m in found)
         raise DistillationStopped(
-            f"iteration {state.iteration}: {state.skipped_in_a_row} matches in a row and {rate:.0%} of all {state.tried}"
-            f" were left out, because a loss was above {s.threshold} or not finite; the last was {losses}, with beta"
-            f" {float(state.beta):.3g}. A student that does not move has loss 1. If losses are far above, smaller"
-            " lr_images and lr_labels, a smaller beta or fewer steps help; if they are near 1, more steps or a larger beta"
+            f"iteration {state.iteration}: {state.skipped_in_a_row} matches in a row and {rate:.0%} of all"
+            f" {state.tried} were left out, because a loss was above {s.threshold} or not finite; the last was {losses},"
+            f" with beta {float(state.beta):.3g}. A student that does not move has loss 1. If losses are far above,"
+            " smaller lr_images and lr_labels, a smaller beta or fewer steps help; if they are near 1, more steps or a"
+            " larger beta"
         )

@@ -89,7 +89,7 @@ def initial(
             raise ValueError(f"ipc: expected at most {len(order)}, the images of class {c}, got {ipc}")
 
     def logits(expert: int, of: Tensor) -> Tensor:
-        theta = torch.tensor(store[expert, store.epochs[-1]]).to(images)
+        theta = torch.as_tensor(store[expert, store.epochs[-1]]).to(images)
         return torch.cat([flat.logits(theta, part) for part in of.split(_AT_ONCE)])
 
     notes = []

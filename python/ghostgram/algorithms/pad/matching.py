@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ghostgram.algorithms.pad.augment import Dsa
 from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.inner import Problem
 from ghostgram.algorithms.pad.keyed import integer, permutation
 from ghostgram.algorithms.pad.mask import Mask
-from ghostgram.algorithms.pad.match import Problem, match
+from ghostgram.algorithms.pad.match import match
 from ghostgram.algorithms.pad.settings import Settings
 from ghostgram.algorithms.pad.state import DistilledState
 from ghostgram.algorithms.pad.store import Store
@@ -101,8 +102,8 @@ def _packed(matching: Matching, state: DistilledState, k: int, expert: int, star
     like = {"device": state.images.device, "dtype": state.images.dtype}
     problem = Problem(
         flat=matching.flat,
-        start=torch.tensor(matching.store[expert, start]).to(**like),
-        target=torch.tensor(matching.store[expert, target]).to(**like),
+        start=torch.as_tensor(matching.store[expert, start]).to(**like),
+        target=torch.as_tensor(matching.store[expert, target]).to(**like),
         mask=matching.mask,
         steps=s.steps,
         batches=batches(s, turn, n, state.images.device),
@@ -125,4 +126,4 @@ def _augmentation(dsa: Dsa | None, turn: int) -> Callable[[int, Tensor, Tensor],
     """DSA of each step of a student, keyed by the match and the step; nothing where there is none."""
     if dsa is None:
         return lambda step, images, indices: images
-    return lambda step, images, indices: dsa.apply(dsa.draw((turn, step), indices), images)
+    return lambda step, images, indices: dsa.apply(dsa.draw((turn, step), indices.cpu()), images)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ghostgram._files import whole_file, write_atomically
@@ -128,6 +129,11 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes files."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
