@@ -137,7 +137,7 @@ def _step(state: DistilledState, gradients: dict[str, Tensor], s: Settings) -> N
     for name, gradient in gradients.items():
         rate, momentum = rates[name]
         state.momenta[name].mul_(momentum).add_(gradient)
-        getattr(state, name).sub_(rate * state.momenta[name])
+        getattr(state, name).sub_(state.momenta[name], alpha=rate)
     if state.beta < BETA_FLOOR:
         warnings.warn(f"beta: fell below {BETA_FLOOR} and is held there: a smaller lr_beta may help", stacklevel=2)
         state.beta.fill_(BETA_FLOOR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,7 @@ class Groundwork:
         self.settings, self.folder, self.device = settings, folder, pixels.device
         self._workers, self._progress = workers, progress
         channels, size = pixels.shape[1], pixels.shape[2]
-        self.make_model = model or (
-            lambda: ConvNet(channels, len(self.classes), settings.width, settings.depth, size).to(pixels.dtype)
-        )
+        self.make_model = model or partial(ConvNet, channels, len(self.classes), settings.width, settings.depth, size)
         # Weights are an argument of the flat model: those it is made with are never seen, so nothing has to be drawn.
         with torch.random.fork_rng(devices=[]):
             self.flat = Flat(self.make_model().to(self.device))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ghostgram.algorithms.pad.augment import Dsa
 from ghostgram.algorithms.pad.flat import Flat
 from ghostgram.algorithms.pad.inner import Problem
 from ghostgram.algorithms.pad.keyed import integer, permutation
@@ -18,7 +18,10 @@ from ghostgram.algorithms.pad.mask import Mask
 from ghostgram.algorithms.pad.match import match
 from ghostgram.algorithms.pad.settings import Settings
 from ghostgram.algorithms.pad.state import DistilledState
-from ghostgram.algorithms.pad.store import Store
+
+if TYPE_CHECKING:
+    from ghostgram.algorithms.pad.augment import Dsa
+    from ghostgram.algorithms.pad.store import Store
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def _packed(matching: Matching, state: DistilledState, k: int, expert: int, star
     try:
         made = match(
             problem, state.images, state.label_logits, state.beta,
-            gradient=s.gradient, store=s.store, chunk=s.chunk, second=s.second,
+            gradient=s.gradient, learn_labels=s.labels == "learn",
+            store=s.store, chunk=s.chunk, second=s.second,
         )  # fmt: skip
     except ValueError as why:
         raise ValueError(f"expert {expert}, epochs {start} and {target}: {why}") from why

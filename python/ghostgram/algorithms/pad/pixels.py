@@ -99,7 +99,7 @@ def whitening(settings: Settings, pixels: Tensor, path: Path) -> Whitening:
 
 
 def as_pixels(images: Any, name: str) -> Tensor:
-    """(n, C, H, W) images in [0, 1], float32 unless they are float64; uint8 ones are divided by 255.
+    """(n, C, H, H) images in [0, 1] as float32; uint8 ones are divided by 255.
 
     Raises:
         TypeError: They are neither floating point nor uint8.
@@ -115,7 +115,7 @@ def as_pixels(images: Any, name: str) -> Tensor:
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"{name}: expected pixels in [0, 1], got {low:.4g} to {high:.4g}")
-    return pixels
+    return pixels.float()
 
 
 def as_labels(labels: Any, images: Tensor, classes: int | None, name: str) -> Tensor:

@@ -56,9 +56,9 @@ _RELEASED: dict[str, dict[int, dict[str, Any]]] = {
     },
 }  # fmt: skip
 _COMMON: dict[str, dict[str, Any]] = {  # the removals of c100 and tiny are ours: the paper names none
-    "c10": {"add_end": 20, "removals": ((40, "0.1"), (60, "0.2"))},
-    "c100": {"add_end": 40, "removals": ((60, "0.1"), (80, "0.2"))},
-    "tiny": {"add_end": 40, "removals": ((60, "0.1"), (80, "0.2")), "lr_beta": 1e-4, "depth": 4},
+    "c10": {"add_end": 20, "removals": ((40, 0.1), (60, 0.2))},
+    "c100": {"add_end": 40, "removals": ((60, 0.1), (80, 0.2))},
+    "tiny": {"add_end": 40, "removals": ((60, 0.1), (80, 0.2)), "lr_beta": 1e-4, "depth": 4},
 }
 
 # Starting values of our own, untuned.
@@ -111,7 +111,7 @@ def preset(name: str) -> Settings:
 def without_pad(settings: Settings) -> Settings:
     """The same with neither filter of PAD, which is DATM: experts see all data in every epoch, all is matched."""
     return Settings.from_mapping(
-        {"recipe": "datm", "init_ratio": "1", "add_end": 0, "removals": (), "mask": "none", "alpha": 0.0}, settings
+        {"recipe": "datm", "init_ratio": 1.0, "add_end": 0, "removals": (), "mask": "none", "alpha": 0.0}, settings
     )
 
 

@@ -95,11 +95,11 @@ class Settings:
     scorer: str = "el2n"
     scorer_runs: int = 10
     scorer_epoch: int = 20
-    init_ratio: str = "0.75"
-    """The share of the easiest images in epoch 0; a decimal string, because float products lose samples."""
+    init_ratio: float = 0.75
+    """The share of the easiest images in epoch 0, taken as it is written."""
     add_end: int = 20
     """From this epoch on there are all; 0: from the first."""
-    removals: tuple[tuple[int, str], ...] = ()
+    removals: tuple[tuple[int, float], ...] = ()
     """(epoch, share): after that epoch the easiest share is left out."""
 
     # Experts -------------------------------------------------------------------------------------------------------
@@ -108,8 +108,8 @@ class Settings:
     experts: int = 100
     expert_epochs: int = 100
     expert_batch: int = 256
-    group: int = 5
-    """Experts that train at once."""
+    group: int | None = None
+    """Experts that train at once; None: 1 on a CPU, 10 on a GPU."""
 
     # Evaluation ----------------------------------------------------------------------------------------------------
     eval_every: int = 1000
@@ -186,8 +186,6 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return value
     if name == "removals":
         return _removals(value)
-    if name == "init_ratio":  # a file may hold a number
-        return str(value)
     kinds = get_args(kind) or (kind,)
     if value is None and type(None) in kinds:
         return None
@@ -200,10 +198,10 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     raise TypeError(f"{name}: expected {names}, got {value!r}")
 
 
-def _removals(value: Any) -> tuple[tuple[int, str], ...]:
-    """Pairs of an epoch and a share, the share as a decimal string."""
+def _removals(value: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of an epoch and a share."""
     try:
-        return tuple((int(epoch), str(share)) for epoch, share in value)
+        return tuple((int(epoch), float(share)) for epoch, share in value)
     except (TypeError, ValueError) as why:
         raise TypeError(f"removals: expected pairs of an epoch and a share, got {value!r}") from why
 
@@ -245,7 +243,7 @@ def _check_together(s: Settings) -> None:
         raise ValueError(
             f'val_fraction: expected 0 beside protocol "release", which has no validation, got {s.val_fraction}'
         )
-    if s.recipe != "pad" and (s.init_ratio, s.add_end, s.removals) != ("1", 0, ()):
+    if s.recipe != "pad" and (s.init_ratio, s.add_end, s.removals) != (1, 0, ()):
         raise ValueError(
             f'recipe: "{s.recipe}" has no schedule: expected init_ratio 1, add_end 0 and no removals, got '
             f"{s.init_ratio}, {s.add_end} and {list(s.removals)}"
