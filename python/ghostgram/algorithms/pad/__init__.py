@@ -1,0 +1,1 @@
+"""PAD: dataset distillation by masked trajectory matching, with difficulty-aligned data."""
