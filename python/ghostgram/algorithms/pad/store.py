@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 SCHEMA = 1
 DTYPES = {"float32": "<f4", "float16": "<f2"}
@@ -51,7 +49,7 @@ class Line:
 class Store:
     """Finished expert trajectories, read row by row: the file is mapped and never loaded whole.
 
-    `store[expert, epoch]` gives (P,) float32 weights of a kept epoch, a copy of its own.
+    `store[expert, epoch]` gives the weights of a kept epoch: (P,) float32, read-only, no copy of a float32 store.
 
     Attributes:
         folder: Where it lies.
@@ -98,7 +96,7 @@ class Store:
                     )
         return cls(folder, header, lines, check)
 
-    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+    def __getitem__(self, place: tuple[int, int]) -> NDArray[np.float32]:
         expert, epoch = place
         if not 0 <= expert < self.experts:
             raise IndexError(f"expert: expected 0 to {self.experts - 1}, got {expert}")
@@ -112,7 +110,8 @@ class Store:
                     f"got {found}"
                 )
             self._seen.add((expert, epoch))
-        return torch.from_numpy(row.astype(np.float32))
+        weights: NDArray[np.float32] = np.asarray(row, np.float32)
+        return weights
 
     def _curve(self, name: str) -> NDArray[np.float64]:
         values = np.full((self.experts, self.header["epochs"] + 1), math.nan)
@@ -128,12 +127,18 @@ def mapped(folder: Path, header: Mapping[str, Any]) -> NDArray[Any]:
     Raises:
         StoreError: The file is missing or of another size.
     """
-    path, kind = folder / ROWS, np.dtype(DTYPES[header["dtype"]])
-    shape = (header["experts"], len(header["kept"]), header["parameters"])
-    expected, found = math.prod(shape) * kind.itemsize, path.stat().st_size if path.exists() else "no file"
+    path, expected = folder / ROWS, size(header)
+    found = path.stat().st_size if path.exists() else "no file"
     if found != expected:
         raise StoreError(f"{path}: expected {expected} bytes, got {found}")
-    return np.memmap(path, kind, "r", shape=shape)
+    shape = (header["experts"], len(header["kept"]), header["parameters"])
+    return np.memmap(path, DTYPES[header["dtype"]], "r", shape=shape)
+
+
+def size(header: Mapping[str, Any]) -> int:
+    """Bytes of the rows."""
+    scalars: int = header["experts"] * len(header["kept"]) * header["parameters"]
+    return scalars * np.dtype(DTYPES[header["dtype"]]).itemsize
 
 
 def digest(row: NDArray[Any]) -> str:
