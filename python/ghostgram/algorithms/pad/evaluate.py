@@ -90,7 +90,7 @@ def evaluate(
         seed: Any integer.
         group: Nets trained at once, one `vmap` for all; by default 1 on a CPU, all on a GPU. It changes results by
             rounding only.
-        workers: Processes that share the nets, spawned, each with an equal share of this one's threads; on a CPU only.
+        workers: Spawned processes that share the nets, each with an equal share of this one's threads; on a CPU only.
 
     Raises:
         TypeError: images, labels or the model have another dtype, or make_model cannot be pickled for workers.
@@ -116,7 +116,9 @@ def evaluate(
         raise ValueError(f"workers: expected 1 on {images.device}, where group trains nets at once, got {workers}")
     flat = Flat(initialised(make_model, seed, "evaluation", (0,)).to(images.device))
     soft = labels.ndim == 2
-    check_labelled(flat, images, labels.argmax(1) if soft else labels)
+    classes = check_labelled(flat, images, labels.argmax(1) if soft else labels)
+    if soft and (labels.shape[1] != classes or not labels.isfinite().all()):
+        raise ValueError(f"labels: expected finite logits of {classes} classes, got shape {tuple(labels.shape)}")
     check_labelled(flat, test_images, test_labels, "test_")
     targets = labels.to(images.dtype).softmax(1) if soft else labels
     drawn = None if augment is None else replace(augment, stream=f"{augment.stream} evaluation")
@@ -150,7 +152,7 @@ class _Fresh:
         velocity, rate = torch.zeros_like(weights), self.beta
         with training(flat, device, self.seed, "evaluation noise", (nets[0],)):
             for epoch in range(self.epochs):
-                for step, rows in enumerate(self._order(nets, epoch).split(self.batch, dim=1)):
+                for step, rows in enumerate(torch.split(self._order(nets, epoch), self.batch, dim=1)):
                     x = augmented(self.augment, [(net, epoch, step) for net in nets], self.images, rows)
                     slope = gradients(flat, weights, x, self.targets[rows.to(device)]).gradients
                     velocity = MOMENTUM * velocity + slope + WEIGHT_DECAY * weights

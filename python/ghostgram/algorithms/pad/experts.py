@@ -107,7 +107,7 @@ def record(
             by rounding only, and is part of the store's header, as going on exactly needs the same one.
         dtype: "float32" or "float16" of the kept weights; the log holds the rounding error of each row.
         facts: What else the header is to say, for readers to insist on, such as {"zca": digest}.
-        workers: Processes that share the groups, spawned, each with an equal share of this one's threads; on a CPU only.
+        workers: Spawned processes that share the groups, each with an equal share of this one's threads; on a CPU only.
         progress: Whether a bar on the terminal counts epochs.
 
     Returns:

@@ -33,8 +33,8 @@ class Batch(NamedTuple):
     """(E, B, classes)"""
 
 
-def check_labelled(flat: Flat, images: Tensor, labels: Tensor, which: str = "") -> None:
-    """Refuses what a model cannot be trained or tested on.
+def check_labelled(flat: Flat, images: Tensor, labels: Tensor, which: str = "") -> int:
+    """Refuses what a model cannot be trained or tested on; gives how many logits it has.
 
     Args:
         flat: The model's layout.
@@ -58,10 +58,11 @@ def check_labelled(flat: Flat, images: Tensor, labels: Tensor, which: str = "") 
     if labels.shape != images.shape[:1] or labels.device != images.device:
         expected, got = f"({len(images)},) on {images.device}", f"{tuple(labels.shape)} on {labels.device}"
         raise ValueError(f"{y}: expected shape {expected}, as {x}, got {got}")
-    classes = flat.logits(flat.vector(flat.module), images[:1]).shape[1]
+    classes: int = flat.logits(flat.vector(flat.module), images[:1]).shape[1]
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(f"{y}: expected classes from 0 to {classes - 1}, as the model has logits, got {wrong[0]}")
+    return classes
 
 
 def gradients(flat: Flat, weights: Tensor, images: Tensor, targets: Tensor) -> Batch:
@@ -82,7 +83,7 @@ def gradients(flat: Flat, weights: Tensor, images: Tensor, targets: Tensor) -> B
     at_once = AT_ONCE if images.device.type == "cpu" else images.shape[1]
     theta, total, logits = weights[0].detach().requires_grad_(), torch.zeros_like(weights[0]), []
     loss = weights.new_zeros(1)
-    for x, y in zip(images[0].split(at_once), targets[0].split(at_once), strict=True):
+    for x, y in zip(torch.split(images[0], at_once), torch.split(targets[0], at_once), strict=True):
         logits.append(flat.logits(theta, x))
         part = F.cross_entropy(logits[-1], y, reduction="sum") / images.shape[1]
         total += torch.autograd.grad(part, theta)[0]
@@ -114,7 +115,7 @@ def predictions(flat: Flat, theta: Tensor, images: Tensor) -> Tensor:
     flat.module.eval()
     at_once = AT_ONCE if images.device.type == "cpu" else 1024
     with torch.no_grad():
-        return torch.cat([flat.logits(theta, x).argmax(1) for x in images.split(at_once)])
+        return torch.cat([flat.logits(theta, x).argmax(1) for x in torch.split(images, at_once)])
 
 
 @contextmanager

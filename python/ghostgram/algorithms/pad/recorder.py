@@ -71,8 +71,8 @@ class Recorder:
         for name in ENVIRONMENT:
             if found.get(name) != self.header[name]:
                 warnings.warn(
-                    f"{self.folder}: begun with {name} {found.get(name)}, now {self.header[name]}: what is trained from "
-                    "here on may differ in its last bits from an undisturbed run",
+                    f"{self.folder}: begun with {name} {found.get(name)}, now {self.header[name]}: what is trained now "
+                    "may differ in its last bits from an undisturbed run",
                     stacklevel=4,
                 )
 

@@ -18,18 +18,13 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-SECONDS = 0.5
-"""Between two looks at how far it is."""
-
 
 def threads_of(workers: int) -> int:
     """Threads that each worker computes with: those of this process, divided among them."""
     return max(1, torch.get_num_threads() // workers)
 
 
-def spread(
-    work: Callable[[T], R], items: Sequence[T], workers: int, look: Callable[[], None] = lambda: None
-) -> list[R]:
+def spread(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:
     """Does work for every item, in the order of items; more than one worker are spawned processes of their own.
 
     They die with the process that started them, and when one of them fails.
@@ -38,7 +33,6 @@ def spread(
         work: Sent to each worker once, by value.
         items: What it is called with.
         workers: How many processes; 1 is this one.
-        look: Called now and then while others work.
 
     Raises:
         TypeError: work cannot be pickled.
@@ -47,9 +41,7 @@ def spread(
     if min(workers, len(items)) < 2:
         return [work(item) for item in items]
     try:
-        told = pickle.dumps(
-            work
-        )  # here, for multiprocessing itself would put tensors into shared memory, which is short
+        told = pickle.dumps(work)  # not left to multiprocessing: it puts tensors into shared memory, often too small
     except (pickle.PicklingError, AttributeError, TypeError) as why:
         wanted = "a make_model that can be pickled, such as functools.partial(ConvNet, 3, 10)"
         raise TypeError(f"workers: more than 1 needs {wanted}: {why}") from why
@@ -59,12 +51,8 @@ def spread(
     with theirs, ProcessPoolExecutor(min(workers, len(items)), context, _begin, start) as pool:
         try:
             results = [pool.submit(_do, item) for item in items]
-            left = set(results)
-            while left:
-                done, left = wait(left, SECONDS, FIRST_EXCEPTION)
-                for each in done:
-                    each.result()
-                look()
+            for each in wait(results, return_when=FIRST_EXCEPTION).done:
+                each.result()
             return [each.result() for each in results]
         except BrokenProcessPool as why:
             raise RuntimeError("workers: a process died before it was done; what it had written stays") from why

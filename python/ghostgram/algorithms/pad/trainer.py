@@ -16,7 +16,7 @@ from ghostgram.algorithms.pad import keyed
 from ghostgram.algorithms.pad.augment import Dsa
 from ghostgram.algorithms.pad.convnet import initialised
 from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.gradients import augmented, gradients, predictions, training
+from ghostgram.algorithms.pad.gradients import Batch, augmented, gradients, predictions, training
 from ghostgram.algorithms.pad.gsam import gsam_step
 from ghostgram.algorithms.pad.recorder import Recorder
 from ghostgram.algorithms.pad.store import DTYPES, ROWS, Line, digest
@@ -90,15 +90,14 @@ class Trainer:
         device, totals = self.images.device, torch.zeros(2, len(experts), dtype=torch.float64)
         totals = totals.to(device)
         with training(flat, device, self.seed, "expert noise", (experts[0], epoch)):
-            for step, rows in enumerate(torch.from_numpy(np.stack(orders)).split(self.batch, dim=1)):
+            for step, rows in enumerate(torch.split(torch.from_numpy(np.stack(orders)), self.batch, dim=1)):
                 x = augmented(self.augment, [(e, epoch, step) for e in experts], self.images, rows)
                 y = self.labels[rows.to(device)]
-                seen = []
+                seen: list[Batch] = []
 
-                def gradient(at: Tensor, x: Tensor = x, y: Tensor = y, seen: list[Any] = seen) -> Tensor:
+                def gradient(at: Tensor, x: Tensor = x, y: Tensor = y, seen: list[Batch] = seen) -> Tensor:
                     seen.append(gradients(flat, at, x, y))
-                    found: Tensor = seen[-1].gradients
-                    return found
+                    return seen[-1].gradients
 
                 weights = gsam_step(weights, gradient, self.lr, self.rho, self.alpha)
                 right = (seen[0].logits.argmax(-1) == y).sum(1)
