@@ -65,7 +65,7 @@ class Job:
         import torch
 
         from ghostgram.algorithms.pad import Run, Settings, preset
-        from ghostgram.algorithms.pad.evaluate import split
+        from ghostgram.algorithms.pad.controls import split
         from ghostgram.data import load_images
 
         settings = Settings.from_mapping(self.settings, preset(self.preset))
@@ -74,7 +74,7 @@ class Job:
         if self.data.samples is not None:
             if not 0 < self.data.samples <= len(labels):
                 raise ValueError(f"samples: expected 1 to {len(labels)}, got {self.data.samples}")
-            _, chosen = split(labels, self.data.samples / len(labels), settings.seed_of_data)
+            chosen = split(labels.numpy(), self.data.samples / len(labels), settings.seed_of_data).held_out
             images, labels = images[chosen], labels[chosen]
         return Run(
             images, labels, self.run, settings, test=(found.test_images, found.test_labels), classes=found.classes,

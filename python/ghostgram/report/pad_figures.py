@@ -113,7 +113,7 @@ def experts(figure: Figure, found: Mapping[str, Any]) -> None:
 
     Args:
         figure: To draw into.
-        found: accuracy: of each expert by epoch from 0, None where it was not measured; kept: share of the data by epoch.
+        found: accuracy: of each expert by epoch from 0, None where it was not measured; kept: shares by epoch.
     """
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     accuracy = 100 * np.array(found["accuracy"], dtype=float)

@@ -76,7 +76,7 @@ def test_batches_sweep_without_replacement():
     of_step = batches(SETTINGS, 3, 8, torch.device("cpu"))
     steps = [of_step(i).tolist() for i in range(6)]
     assert [len(each) for each in steps] == [3, 3, 2] * 2
-    assert sorted(sum(steps[:3], [])) == sorted(sum(steps[3:], [])) == list(range(8))
+    assert sorted(steps[0] + steps[1] + steps[2]) == sorted(steps[3] + steps[4] + steps[5]) == list(range(8))
     assert steps[:3] != steps[3:]
     assert of_step(4).tolist() == steps[4]  # steps are replayed
     whole = batches(replace(SETTINGS, batch=None), 3, 8, torch.device("cpu"))
@@ -147,11 +147,13 @@ def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
 
 
 def test_hopeless_runs_stop_and_say_why(tmp_path):
-    with pytest.raises(DistillationStopped, match="50 matches in a row and 100% of all 50 .* above 1e-06 .* beta 0.05"):
+    with pytest.raises(
+        DistillationStopped, match=r"50 matches in a row and 100% of all 50 .* above 1e-06 .* beta 0.05"
+    ):
         small.run(tmp_path / "all", threshold=1e-6, iterations=200)
     losses = sorted(row["losses"][0] for row in read_log(tmp_path / "all") if row["kind"] == "step")
     few = losses[len(losses) // 2]
-    with pytest.raises(DistillationStopped, match="iteration 100: .* of all 100"):
+    with pytest.raises(DistillationStopped, match=r"iteration 100: .* of all 100"):
         small.run(tmp_path / "some", threshold=few, lr_images=0.0, lr_labels=0.0, lr_beta=0.0, iterations=200)
 
 
@@ -223,7 +225,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop):
 
 def test_a_longer_run_continues_if_it_may(tmp_path):
     small.run(tmp_path / "a", iterations=6)
-    with pytest.raises(ChangedError, match="iterations: 6 before, 15 now.*allow_changes"):
+    with pytest.raises(ChangedError, match=r"iterations: 6 before, 15 now.*allow_changes"):
         small.run(tmp_path / "a")
     end = small.run(tmp_path / "a", allow_changes=("iterations",))
     assert same(end, small.run(tmp_path / "b"))
@@ -234,7 +236,9 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     kills, iterations = map(int, told.split())
     assert kills >= 3
     settings = replace(SETTINGS, iterations=iterations).as_json()
-    assert same(*(DistilledState.load(tmp_path / name, settings, (), torch.device("cpu")) for name in ("killed", "through")))
+    assert same(
+        *(DistilledState.load(tmp_path / name, settings, (), torch.device("cpu")) for name in ("killed", "through"))
+    )
     assert rows(tmp_path / "killed") == rows(tmp_path / "through")
 
 

@@ -187,7 +187,7 @@ def _stop_if_lost(state: DistilledState, found: Sequence[Match], s: Settings) ->
         losses = ", ".join(f"{m.loss:.3g}" for m in found)
         raise DistillationStopped(
             f"iteration {state.iteration}: {state.skipped_in_a_row} matches in a row and {rate:.0%} of all"
-            f" {state.tried} were left out, because a loss was above {s.threshold} or not finite; the last was {losses},"
+            f" {state.tried} were left out, as a loss was above {s.threshold} or not finite; the last was {losses},"
             f" with beta {float(state.beta):.3g}. A student that does not move has loss 1. If losses are far above,"
             " smaller lr_images and lr_labels, a smaller beta or fewer steps help; if they are near 1, more steps or a"
             " larger beta"

@@ -9,16 +9,17 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ghostgram._files import write_atomically
 from ghostgram.algorithms.pad.augment import Dsa
+from ghostgram.algorithms.pad.controls import split
 from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.evaluate import split
-from ghostgram.algorithms.pad.experts import record
+from ghostgram.algorithms.pad.experts import digest_of, record
 from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.pixels import as_labels, as_pixels, digest_of, whitening
+from ghostgram.algorithms.pad.pixels import as_labels, as_pixels, whitening
 from ghostgram.algorithms.pad.schedule import DifficultySchedule
 from ghostgram.algorithms.pad.scores import Scores, score
 from ghostgram.algorithms.pad.settings import Settings
@@ -84,12 +85,15 @@ class Groundwork:
         # Weights are an argument of the flat model: those it is made with are never seen, so nothing has to be drawn.
         with torch.random.fork_rng(devices=[]):
             self.flat = Flat(self.make_model().to(self.device))
-        self.augment = Dsa(settings.seed, size) if settings.augment else None
+        self.augment = Dsa(settings.seed_of_data, size) if settings.augment else None
+        """Of experts; students and nets that are judged have that of the run's seed."""
 
-        kept, held_out = split(truth.cpu(), settings.val_fraction, settings.seed_of_data)
+        kept, held_out, drawn = np.arange(len(truth)), np.arange(0), "none"
+        if settings.val_fraction:
+            kept, held_out, drawn = split(truth.cpu().numpy(), settings.val_fraction, settings.seed_of_data)
         self.made_from: dict[str, Any] = {
-            "dataset": digest_of(pixels, truth), "val_fraction": settings.val_fraction,
-            "data_seed": settings.seed_of_data, "whitening": settings.whitening, "zca_eps": settings.zca_eps,
+            "dataset": digest_of(pixels, truth), "held_out": drawn, "whitening": settings.whitening,
+            "zca_eps": settings.zca_eps,
         }  # fmt: skip
         led(lambda: self._claim(allow_changes))
         self.whitening = led(lambda: whitening(settings, pixels[kept], folder / "whitening.npz"))
@@ -129,7 +133,8 @@ class Groundwork:
             lambda: record(
                 self.make_model, self.images, self.labels, self.folder / f"experts-{self.experts_key}", s.recipe,
                 experts=s.experts, epochs=s.expert_epochs, batch=s.expert_batch, schedule=self.schedule,
-                augment=self._dsa_of_experts(), seed=s.seed_of_data, keep=s.kept_epochs, group=s.group,
+                augment=self.augment, validation=(self.val_images, self.val_labels) if len(self.val_labels) else None,
+                seed=s.seed_of_data, keep=s.kept_epochs, group=s.group, facts=self.made_from,
                 workers=self._workers, progress=self._progress,
             )
         )  # fmt: skip
@@ -144,10 +149,6 @@ class Groundwork:
         }  # fmt: skip
         filters = {"init_ratio": s.init_ratio, "add_end": s.add_end, "removals": s.removals, **self._scored_by()}
         return key({**self.made_from, **how, **(filters if s.recipe == "pad" else {})})
-
-    def _dsa_of_experts(self) -> Dsa | None:
-        s = self.settings
-        return Dsa(s.seed_of_data, self.images.shape[-1], stream="dsa of experts") if s.augment else None
 
     def _scored_by(self) -> dict[str, Any]:
         s = self.settings

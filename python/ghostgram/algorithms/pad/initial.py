@@ -20,12 +20,39 @@ _AT_ONCE = 1024  # images of a forward pass
 
 
 @dataclass(frozen=True)
-class Initial:
-    """Images and label logits before the first iteration."""
+class Panel:
+    """The experts as they are after their last epoch."""
 
-    chosen: Tensor
-    """(ipc classes,) int64, which training images, class by class."""
+    flat: Flat
+    store: Store
+
+    @torch.no_grad()
+    def logits(self, expert: int, images: Tensor) -> Tensor:
+        """(n, classes) of an expert."""
+        theta = torch.as_tensor(self.store[expert, self.store.epochs[-1]]).to(images)
+        return torch.cat([self.flat.logits(theta, part) for part in torch.split(images, _AT_ONCE)])
+
+    def labels(self, images: Tensor, truth: Tensor) -> tuple[Tensor, int]:
+        """Label logits of images, and of how many no expert is right.
+
+            Y_i = mean_{e: argmax z_i^(e) = y_i} z_i^(e);    where no expert is right, the mean over all
+
+        Args:
+            images: (n, C, H, W)
+            truth: (n,) int64 classes.
+        """
+        said = torch.stack([self.logits(e, images) for e in range(self.store.experts)])
+        right = said.argmax(2) == truth
+        weights = torch.where(right.any(0), right, True).to(said)
+        return (said * (weights / weights.sum(0))[:, :, None]).sum(0), int((~right.any(0)).sum())
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Images and labels before the first iteration."""
+
     images: Tensor
+    """(ipc classes, C, H, W), class by class."""
     labels: Tensor
     """(ipc classes,) int64 classes."""
     label_logits: Tensor
@@ -34,10 +61,8 @@ class Initial:
     """What could not be done as asked, in words."""
 
 
-@torch.no_grad()
 def initial(
-    flat: Flat,
-    store: Store,
+    panel: Panel,
     images: Tensor,
     labels: Tensor,
     *,
@@ -49,15 +74,10 @@ def initial(
     """Draws the images that a distillation starts from, and their label logits.
 
     init="correct": of each class, random images that expert 0's last snapshot classifies correctly, then ones that
-    expert 1's does, and so on. Their label logits are the mean over the experts that are right,
-
-        Y_i = mean_{e: argmax z_i^(e) = y_i} z_i^(e)
-
-    or, where none is, the mean over all experts. init="real": any images, with expert 0's logits.
+    expert 1's does, and so on; their logits are `Panel.labels`. init="real": any images, with expert 0's logits.
 
     Args:
-        flat: Of the experts' model.
-        store: The experts.
+        panel: The experts.
         images: (n, C, H, W) the experts' training images.
         labels: (n,) int64 their classes, 0 <= y < classes.
         classes: How many classes there are.
@@ -66,8 +86,8 @@ def initial(
         seed: Of the draw.
 
     Returns:
-        Images and logits, class by class. `notes` says, and a warning repeats, of which classes no expert classifies
-        enough images correctly, so that others were taken, and of how many images no expert is right.
+        Images and labels. `notes` says, and a warning repeats, of which classes no expert classifies enough images
+        correctly, so that others were taken, and of how many images no expert is right.
 
     Raises:
         ValueError: A class has fewer than ipc images.
@@ -80,57 +100,46 @@ def initial(
         DATM (arXiv 2310.05773); where no expert is right its release divides 0 by 0.
     """
     own = labels.cpu().numpy()
-    orders = [
-        np.flatnonzero(own == c)[permutation(seed, "initial images", (c,), int((own == c).sum()))]
-        for c in range(classes)
-    ]
-    for c, order in enumerate(orders):
-        if len(order) < ipc:
-            raise ValueError(f"ipc: expected at most {len(order)}, the images of class {c}, got {ipc}")
-
-    def logits(expert: int, of: Tensor) -> Tensor:
-        theta = torch.as_tensor(store[expert, store.epochs[-1]]).to(images)
-        return torch.cat([flat.logits(theta, part) for part in of.split(_AT_ONCE)])
-
+    members = [np.flatnonzero(own == c) for c in range(classes)]
+    for c, ids in enumerate(members):
+        if len(ids) < ipc:
+            raise ValueError(f"ipc: expected at most {len(ids)}, the images of class {c}, got {ipc}")
+    orders = [ids[permutation(seed, "initial images", (c,), len(ids))] for c, ids in enumerate(members)]
     notes = []
     if init == "correct":
-        rows, short = _correct(orders, ipc, store.experts, lambda e: logits(e, images).argmax(1).cpu().numpy() == own)
+        orders, short = _correct_first(
+            orders, ipc, panel.store.experts, lambda e: panel.logits(e, images).argmax(1).cpu().numpy() == own
+        )
         if short:
-            notes.append(
-                f"no expert classifies {ipc} images of class {', '.join(map(str, short))}: others were taken too"
-            )
-    else:
-        rows = [order[:ipc] for order in orders]
-    chosen = torch.from_numpy(np.concatenate(rows)).to(images.device)
-    began, truth = images[chosen].clone(), labels[chosen]
-    said = torch.stack([logits(e, began) for e in range(store.experts if init == "correct" else 1)])
+            named = ", ".join(map(str, short))
+            notes.append(f"no expert classifies {ipc} images of class {named} correctly: others were taken too")
+    chosen = torch.from_numpy(np.concatenate([order[:ipc] for order in orders])).to(images.device)
+    began, truth = images[chosen], labels[chosen]
     if init == "correct":
-        right = said.argmax(2) == truth
-        if never := int((~right.any(0)).sum()):
-            notes.append(
-                f"no expert is right on {never} initial images: their label logits are the mean over all experts"
-            )
-        weights = torch.where(right.any(0), right, True).to(said)
-        said = said * (weights / weights.sum(0))[:, :, None]
+        logits, never = panel.labels(began, truth)
+        if never:
+            notes.append(f"no expert is right on {never} initial images: their labels are the mean over all experts")
+    else:
+        logits = panel.logits(0, began)
     for note in notes:
         warnings.warn(f"initial: {note}", stacklevel=2)
-    return Initial(chosen, began, truth, said.sum(0), notes)
+    return Initial(began, truth, logits, notes)
 
 
-def _correct(
+def _correct_first(
     orders: Sequence[NDArray[np.int64]], ipc: int, experts: int, is_right: Callable[[int], NDArray[np.bool_]]
 ) -> tuple[list[NDArray[np.int64]], list[int]]:
-    """Of each class the first images that expert 0, then 1, ... is right on; and the classes that had too few."""
+    """Orders in which those that expert 0, then 1, ... is right on come first; and the classes with fewer than ipc."""
     rows = [order[:0] for order in orders]
     for e in range(experts):
-        if all(len(row) == ipc for row in rows):
+        if all(len(row) >= ipc for row in rows):
             break
         right = is_right(e)
-        rows = [_filled(row, order[right[order]], ipc) for row, order in zip(rows, orders, strict=True)]
+        rows = [_continued(row, order[right[order]]) for row, order in zip(rows, orders, strict=True)]
     short = [c for c, row in enumerate(rows) if len(row) < ipc]
-    return [_filled(row, order, ipc) for row, order in zip(rows, orders, strict=True)], short
+    return [_continued(row, order) for row, order in zip(rows, orders, strict=True)], short
 
 
-def _filled(row: NDArray[np.int64], order: NDArray[np.int64], ipc: int) -> NDArray[np.int64]:
-    """A row continued by the first of an order that are not in it, to at most ipc."""
-    return np.concatenate([row, order[~np.isin(order, row)][: ipc - len(row)]])
+def _continued(row: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A row, and then those of an order that are not in it."""
+    return np.concatenate([row, order[~np.isin(order, row)]])

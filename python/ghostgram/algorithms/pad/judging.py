@@ -1,7 +1,9 @@
-"""What nets learn from a distilled set, beside what they learn from as many other images; predictions are kept."""
+"""What nets learn from a distilled set, beside what they learn from other images; predictions are kept."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ghostgram._files import whole_file
-from ghostgram.algorithms.pad.evaluate import Evaluation, evaluate, random_real
+from ghostgram.algorithms.pad.augment import Dsa
+from ghostgram.algorithms.pad.controls import k_centre, random_real
+from ghostgram.algorithms.pad.evaluate import Evaluation, evaluate
+from ghostgram.algorithms.pad.experts import digest_of
 from ghostgram.algorithms.pad.groundwork import Groundwork
-from ghostgram.algorithms.pad.initial import Initial
+from ghostgram.algorithms.pad.initial import Initial, Panel
 from ghostgram.algorithms.pad.pixels import as_labels, as_pixels
 from ghostgram.algorithms.pad.state import DistilledState, leads
 
@@ -22,6 +27,7 @@ PREDICTIONS = "evaluation.npz"
 """labels (n,) of the test images, and (nets, n) predictions by what the nets were trained on."""
 
 T = TypeVar("T")
+Predictions = NDArray[np.int64]
 
 
 class Judge:
@@ -56,60 +62,95 @@ class Judge:
         if on is None or not len(on[0]):
             return None
         nets = 1 if s.protocol == "release" else s.eval_nets
-
-        def judged(state: DistilledState) -> list[float]:
-            found = self._taught(state.images, state.label_logits, float(state.beta), on, nets, "validation nets")
-            return [float(a) for a in found.accuracies]
-
-        return lambda state: _from_first(lambda: judged(state))
+        return lambda state: _from_first(
+            lambda: self._taught(state.images, state.label_logits, float(state.beta), on, nets).accuracies.tolist()
+        )
 
     def tested(
         self, folder: Path, initial: Initial, best: DistilledState, last: DistilledState
     ) -> dict[str, list[float]]:
-        """Accuracies on the test images, of nets trained on a distilled set and on controls; {} without test images.
+        """Accuracies on the test images by what nets were trained on: distilled sets and controls; {} without a test.
 
         What the folder holds of them is read; it is written anew after each.
         """
         if self._test is None:
             return {}
         path, truth = folder / PREDICTIONS, self._test[1].cpu().numpy()
-        found: dict[str, NDArray[np.int64]] = {}
-        if path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-        for name, work in self._arms(initial, best, last).items():
+        of = hashlib.blake2b(
+            f"{digest_of(best.images, best.label_logits)} {digest_of(last.images, last.label_logits)} "
+            f"{digest_of(*self._test)} {json.dumps(self._settings.as_json(), sort_keys=True)}".encode(), digest_size=16
+        ).hexdigest()  # fmt: skip
+        found = _read(path, of)
+        for name, work in self._arms(initial, best, last, *self._test).items():
             if name not in found:
-                found = {"labels": truth, **found, name: work()}
+                found[name] = work()
+                arrays: dict[str, Any] = {"of": of, "labels": truth, **found}
                 with whole_file(path) as temporary, temporary.open("wb") as file:
-                    np.savez(file, **found)
-        return {name: (said == truth).mean(1).tolist() for name, said in found.items() if name != "labels"}
+                    np.savez(file, **arrays)
+        return {name: (said == truth).mean(1).tolist() for name, said in found.items()}
 
     def _arms(
-        self, initial: Initial, best: DistilledState, last: DistilledState
-    ) -> dict[str, Callable[[], NDArray[np.int64]]]:
-        """What nets are trained on, by name, and how their predictions on the test images come about."""
+        self, initial: Initial, best: DistilledState, last: DistilledState, images: Tensor, truth: Tensor
+    ) -> dict[str, Callable[[], Predictions]]:
+        """How the predictions on test images come about, by what nets are trained on."""
         g, s = self._ground, self._settings
-        random = random_real(g.labels, s.ipc, s.seed)
+        panel, own = Panel(g.flat, g.store), g.labels.cpu().numpy()
+        chosen = random_real(own, s.ipc, s.seed)
+        random, classes = g.images[chosen], g.labels[chosen]
 
-        def taught(images: Tensor, labels: Tensor, beta: float) -> Callable[[], NDArray[np.int64]]:
-            return lambda: self._taught(images, labels, beta, self._test, s.eval_nets, "test nets").predictions
+        def taught(of: Tensor, labels: Tensor, beta: float, epochs: int = s.eval_epochs) -> Callable[[], Predictions]:
+            return lambda: self._taught(of, labels, beta, (images, truth), s.eval_nets, epochs).predictions
+
+        def central() -> Predictions:
+            centres = k_centre(g.images.flatten(1).cpu().numpy(), own, s.ipc)
+            return taught(g.images[centres], g.labels[centres], s.beta)()
+
+        def experts() -> Predictions:
+            return np.stack([panel.logits(e, images).argmax(1).cpu().numpy() for e in range(g.store.experts)])
 
         arms = {"distilled": taught(best.images, best.label_logits, float(best.beta))}
         if best.iteration != last.iteration:
-            arms["last iterate"] = taught(last.images, last.label_logits, float(last.beta))
-        labels = initial.labels if s.labels == "hard" else initial.label_logits
-        arms["initial images and labels"] = taught(initial.images, labels, s.beta)
-        arms["random real images, hard labels"] = taught(g.images[random], g.labels[random], s.beta)
-        return arms
+            arms["the last iterate"] = taught(last.images, last.label_logits, float(last.beta))
+        began = initial.labels if s.labels == "hard" else initial.label_logits
+        return (
+            arms
+            | {
+                "where it began": taught(initial.images, began, s.beta),
+                "random images, hard labels": taught(random, classes, s.beta),
+                "random images, experts' labels": lambda: taught(random, panel.labels(random, classes)[0], s.beta)(),
+                "k-centre images, hard labels": central,
+                "all images, as experts": experts,
+            }
+            | (
+                {"all images, with momentum": taught(g.images, g.labels, s.full_beta, s.full_epochs)}
+                if s.full_epochs
+                else {}
+            )
+        )
 
     def _taught(
-        self, images: Tensor, labels: Tensor, beta: float, on: tuple[Tensor, Tensor], nets: int, stream: str
+        self,
+        images: Tensor,
+        labels: Tensor,
+        beta: float,
+        on: tuple[Tensor, Tensor],
+        nets: int,
+        epochs: int | None = None,
     ) -> Evaluation:
         s = self._settings
+        augment = Dsa(s.seed, images.shape[-1]) if s.augment else None
         return evaluate(
-            self._ground.make_model, images, labels, beta, *on, nets=nets, epochs=s.eval_epochs, batch=s.eval_batch,
-            augment=self._dsa(), seed=s.seed, workers=self._workers,
+            self._ground.make_model, images, labels, beta, *on, nets=nets, epochs=epochs or s.eval_epochs,
+            batch=s.eval_batch, augment=augment, seed=s.seed, workers=self._workers,
         )  # fmt: skip
+
+
+def _read(path: Path, of: str) -> dict[str, Predictions]:
+    """Predictions by name, if they are of these sets and settings."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {n: file[n] for n in file.files if n not in ("of", "labels")} if str(file["of"]) == of else {}
 
 
 def _from_first(work: Callable[[], T]) -> T:

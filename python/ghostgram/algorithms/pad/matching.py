@@ -91,7 +91,7 @@ def matches(matching: Matching, state: DistilledState) -> list[Match]:
             dist.broadcast(packed, src=k % size)
     unpacked = []
     for expert, start, packed in found:
-        loss, *parts = packed.split([1, *(shape.numel() for shape in shapes.values())])
+        loss, *parts = torch.split(packed, [1, *(shape.numel() for shape in shapes.values())])
         gradients = {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
         unpacked.append(Match(expert, start, float(loss), gradients))
     return unpacked
@@ -102,11 +102,10 @@ def _packed(matching: Matching, state: DistilledState, k: int, expert: int, star
     s, n = matching.settings, len(state.images)
     turn = state.iteration * s.matches + k
     target = start + s.target_epochs
-    like = {"device": state.images.device, "dtype": state.images.dtype}
     problem = Problem(
         flat=matching.flat,
-        start=torch.as_tensor(matching.store[expert, start]).to(**like),
-        target=torch.as_tensor(matching.store[expert, target]).to(**like),
+        start=torch.as_tensor(matching.store[expert, start]).to(state.images),
+        target=torch.as_tensor(matching.store[expert, target]).to(state.images),
         mask=matching.mask,
         steps=s.steps,
         batches=batches(s, turn, n, state.images.device),
@@ -123,7 +122,7 @@ def _packed(matching: Matching, state: DistilledState, k: int, expert: int, star
         raise ValueError(f"expert {expert}, epochs {start} and {target}: {why}") from why
     gradients = {"images": made.images, "label_logits": made.labels, "beta": made.beta}
     parts = [gradients[name] for name in state.momenta]
-    return torch.cat([part.reshape(-1) for part in (torch.tensor([made.loss], **like), *parts) if part is not None])
+    return torch.cat([part.reshape(-1) for part in (state.images.new_tensor([made.loss]), *parts) if part is not None])
 
 
 def _augmentation(dsa: Dsa | None, turn: int) -> Callable[[int, Tensor, Tensor], Tensor]:

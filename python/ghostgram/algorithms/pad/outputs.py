@@ -87,9 +87,9 @@ class DistilledSet:
                 whole = {name: file[name] for name in file.files}
         if missing := {"images", "pixels", "labels", "beta", "facts"} - set(whole):
             raise ValueError(f"{path}: expected a distilled set, got a file without {', '.join(sorted(missing))}")
-        tensors = {name: torch.as_tensor(whole[name]) for name in ("images", "pixels", "labels")}
+        images, pixels, labels = (torch.as_tensor(whole[name]) for name in ("images", "pixels", "labels"))
         logits = torch.as_tensor(whole["label_logits"]) if "label_logits" in whole else None
-        return cls(**tensors, label_logits=logits, beta=float(whole["beta"]), **json.loads(str(whole["facts"])))
+        return cls(images, pixels, labels, logits, float(whole["beta"]), **json.loads(str(whole["facts"])))
 
     def _as_arrays(self) -> dict[str, Any]:
         facts = {"classes": self.classes, "whitening": self.whitening, "config": self.config, "results": self.results}

@@ -136,15 +136,5 @@ def as_labels(labels: Any, images: Tensor, classes: int | None, name: str) -> Te
     return found.long().to(images.device)
 
 
-def digest_of(images: Tensor, labels: Tensor) -> str:
-    """BLAKE2b-128 over the bytes of images and labels, their shapes and dtypes."""
-    running = hashlib.blake2b(digest_size=16)
-    for x in (images, labels):
-        running.update(f"{tuple(x.shape)} {x.dtype}".encode())
-        for part in x.split(4096):
-            running.update(part.cpu().contiguous().numpy().data)
-    return running.hexdigest()
-
-
 def _by_channel(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images)[:, None, None]

@@ -15,10 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ghostgram.algorithms.pad import mask as masks
+from ghostgram.algorithms.pad.augment import Dsa
 from ghostgram.algorithms.pad.distill import Course, distill
 from ghostgram.algorithms.pad.facts import Facts, environment, reproducible
 from ghostgram.algorithms.pad.groundwork import Groundwork
-from ghostgram.algorithms.pad.initial import Initial, initial
+from ghostgram.algorithms.pad.initial import Initial, Panel, initial
 from ghostgram.algorithms.pad.judging import Judge
 from ghostgram.algorithms.pad.matching import Matching
 from ghostgram.algorithms.pad.outputs import DistilledSet
@@ -49,15 +50,16 @@ def pad(
 
         split, whiten   a tenth of the images is held out; pixels are whitened by the others
         score           EL2N = mean over runs of || softmax(z) - onehot(y) ||
-        experts         nets trained on easy images first, then on all, then without the easiest; snapshots are kept
-        distill         X, Y, beta = argmin E_t || m (theta_N - theta*_{t+M}) ||^2 / || m (theta*_t - theta*_{t+M}) ||^2,
-                        theta_N being N steps of SGD with step beta on X, Y from theta*_t, and m the deep parameters
+        experts         nets trained on easy images first, then on all, then without the easiest
+        distill         X, Y, beta to minimise E_t || m (theta_N - w_{t+M}) ||^2 / || m (w_t - w_{t+M}) ||^2, where w
+                        are an expert's weights, theta_N those that N steps of SGD on X, Y lead to from w_t, and m is 1
+                        for the deep parameters and 0 for the others
         evaluate        fresh nets trained on X, Y, beside nets trained on controls
 
     Every part is kept in `run` as it is done. Called again with the same arguments, after a kill at any moment, this
     goes on where it was and gives the same bits, on the same device, number of threads and versions. Of several
-    processes of torch.distributed all call this alike: they share the matches of an iteration (`matches`), and the first
-    does the rest.
+    processes of torch.distributed all call this alike: they share the matches of an iteration (`matches`), and the
+    first does the rest.
 
     Args:
         images: (n, C, H, H) training images, floating in [0, 1] or uint8, tensor or array; everything runs on their
@@ -133,7 +135,7 @@ class Run:
     def finish(self) -> DistilledSet:
         """All parts, in order; writes the sets, the predictions, and `run.json`."""
         last, start = self.state, self.initial
-        best = replace(last, **last.best) if last.best else last
+        best = replace(last, **{n: v for n, v in last.best.items() if n != "accuracies"})
         with self._part("evaluation"):
             tested = led(lambda: self.judge.tested(self.folder, start, best, last))
         results = {"test": tested, "validation": last.best.get("accuracies", []), "iteration": best.iteration}
@@ -162,7 +164,7 @@ class Run:
         with self._part("experts"):
             store = self.ground.store
         schedule, epochs = self.ground.schedule, range(self.settings.expert_epochs)
-        kept = [len(schedule.indices(e)) / len(self.ground.labels) if schedule else 1.0 for e in epochs]
+        kept = [schedule.share(e) if schedule else 1.0 for e in epochs]
         accuracy = [[a if math.isfinite(a) else None for a in row] for row in store.accuracy.tolist()]
         self._facts.note("experts", experts={"accuracy": accuracy, "kept": kept})
         return store
@@ -173,7 +175,13 @@ class Run:
         g, s = self.ground, self.settings
         with reproducible(s.deterministic):
             start = initial(
-                g.flat, self.store, g.images, g.labels, classes=len(g.classes), ipc=s.ipc, init=s.init, seed=s.seed
+                Panel(g.flat, self.store),
+                g.images,
+                g.labels,
+                classes=len(g.classes),
+                ipc=s.ipc,
+                init=s.init,
+                seed=s.seed,
             )
         self._facts.note("initial", notes=start.notes)
         return start
@@ -187,7 +195,8 @@ class Run:
             "error": lambda: masks.by_error(s.alpha),
             "none": masks.none,
         }[s.mask]()
-        matching = Matching(s, self.ground.flat, self.store, mask, self.ground.augment)
+        augment = Dsa(s.seed, start.images.shape[-1]) if s.augment else None
+        matching = Matching(s, self.ground.flat, self.store, mask, augment)
         with self._part("distillation"), _bar(self._progress, s.iterations) as told:
             course = Course(self.folder, {**self.made_from, **s.as_json()}, self._allow, self.judge.validation(), told)
             return distill(matching, start.images, self._first_labels, course)

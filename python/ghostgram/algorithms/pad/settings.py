@@ -117,6 +117,10 @@ class Settings:
     eval_nets: int = 5
     eval_epochs: int = 1001
     eval_batch: int = 128
+    full_epochs: int = 50
+    """Passes of nets that are trained on all images, as the last control; 0: none are."""
+    full_beta: float = 0.01
+    """Their step size."""
 
     # Randomness ----------------------------------------------------------------------------------------------------
     seed: int = 0
@@ -171,10 +175,10 @@ _LEAST = {
     "ipc": 1, "steps": 1, "target_epochs": 1, "start_first": 0, "expand_iters": 1, "batch": 1, "chunk": 1, "matches": 1,
     "iterations": 1, "checkpoint_every": 1, "width": 1, "depth": 1, "scorer_runs": 1, "scorer_epoch": 1, "add_end": 0,
     "experts": 1, "expert_epochs": 1, "expert_batch": 1, "group": 1, "eval_every": 0, "eval_nets": 1, "eval_epochs": 1,
-    "eval_batch": 1, "seed": 0, "data_seed": 0, "lr_images": 0, "lr_labels": 0, "lr_beta": 0,
+    "eval_batch": 1, "full_epochs": 0, "seed": 0, "data_seed": 0, "lr_images": 0, "lr_labels": 0, "lr_beta": 0,
 }  # fmt: skip
 _BELOW_ONE = ("alpha", "inner_momentum", "momentum_images", "momentum_labels", "momentum_beta", "val_fraction")
-_POSITIVE = ("beta", "threshold", "zca_eps")
+_POSITIVE = ("beta", "full_beta", "threshold", "zca_eps")
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
