@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .._files import whole_file, write_atomically
 from .canvas import canvas, save, svg
-from .pad_figures import curves, experts, grid
+from .pad_figures import curves, grid
 from .page import document, figure, table
 
 SETS = {"distilled": "Distilled", "initial": "Where it began", "last": "After the last iteration"}
@@ -97,7 +97,7 @@ def write(run: Path, out: Path | None = None) -> list[Path]:
     grid(out / "difference.png", distilled - initial, found.classes, "Difference", signed=True)
     columns = _write_curve(out, found.curve)
     with canvas(10.5, 8.4) as drawing:
-        curves(drawing, found.curve)
+        curves(drawing, found.curve, found.facts["experts"])
         save(drawing, out / "curves.png")
     write_atomically(out / "report.html", _page(found, out))
     return [out / name for name in ("grid.png", "initial.png", "difference.png", columns, "curves.png", "report.html")]
@@ -130,18 +130,12 @@ def _page(found: PadRun, out: Path) -> str:
         body.append(figure(_inline(out / f"{name}.png"), f"{title}: {n} images, a row for each class."))
     body.append("<h2>How it went</h2>")
     with canvas(10.5, 8.4) as drawing:
-        curves(drawing, made)
+        curves(drawing, made, found.facts["experts"])
         kept = int(made["kept"].sum())
         alternative = (
             f"Curves over {len(made['iteration'])} iterations; {kept} of {int(made['matches'].sum())} matches kept."
         )
         body.append(figure(svg(drawing, "curves"), alternative))
-    if found.facts["experts"]["accuracy"]:
-        with canvas(7.4, 4.2) as drawing:
-            experts(drawing, found.facts["experts"])
-            body.append(
-                figure(svg(drawing, "experts"), "Accuracy of experts by epoch, and the share of data they saw.")
-            )
     body += ["<h2>Time</h2>", table(("", "seconds"), [(k, f"{v:,.1f}") for k, v in found.facts["seconds"].items()])]
     for heading in ("settings", "made_from", "environment"):
         rows = [(escape(str(k)), escape(str(v))) for k, v in found.facts[heading].items()]
@@ -158,12 +152,10 @@ def _results(found: PadRun) -> list[str]:
         spread = f"{100 * np.std(each, ddof=1):.2f}" if len(each) > 1 else "&ndash;"
         values = " ".join(f"{100 * a:.2f}" for a in each)
         rows.append((escape(name), f"{100 * np.mean(each):.2f}", spread, str(len(each)), values))
-    chosen = {
-        "release": "The best iterate was <strong>selected on test</strong>, as in the published code: what is said of it"
-        " is too good.",
-        "validation": "The distilled iterate was picked on held-out training images, if there were any; test images were"
-        " looked at once, at the end.",
-    }[found.facts["settings"]["protocol"]]
+    if found.facts["settings"]["protocol"] == "release":
+        chosen = "The best iterate was <strong>selected on test</strong>, as the published code does: that is too good."
+    else:
+        chosen = "Iterates were compared by held-out training images; test images were looked at once, at the end."
     return [
         "<h2>What nets learn from them</h2>",
         f"<p class='note'>Accuracy on test images, in %, counted from stored predictions. {chosen}</p>",

@@ -37,7 +37,7 @@ def grid(path: Path, pixels: Floats, classes: Sequence[str], title: str, *, sign
     middle = 0.0 if signed else float(shown.mean())
     reach = max(_CLIP * float(np.sqrt(np.square(shown - middle).mean())), 1e-12)
     scaled = np.clip((shown - middle + reach) / (2 * reach), 0, 1)
-    tiled = _tiled(scaled)
+    tiled = _tiled(scaled, 0.5 if signed else 1.0)
     wide, high = shown.shape[1], len(classes)
     cell = max(_CELL, 1.6 / wide)
     with canvas(cell * wide + 1.6, cell * high + 0.7) as figure:
@@ -57,11 +57,11 @@ def grid(path: Path, pixels: Floats, classes: Sequence[str], title: str, *, sign
         save(figure, path)
 
 
-def _tiled(images: Floats) -> Floats:
-    """(rows, columns, C, H, W) in [0, 1] as one image (height, width, C), with a white line between."""
+def _tiled(images: Floats, white: float) -> Floats:
+    """(rows, columns, C, H, W) in [0, 1] as one image (height, width, C), with white lines between."""
     rows, columns, channels, height, width = images.shape
     line = max(1, height // 14)
-    sheet = np.ones((rows * (height + line), columns * (width + line), channels))
+    sheet = np.full((rows * (height + line), columns * (width + line), channels), white)
     for r in range(rows):
         for c in range(columns):
             top, left = r * (height + line), c * (width + line)
@@ -69,19 +69,20 @@ def _tiled(images: Floats) -> Floats:
     return sheet[: sheet.shape[0] - line, : sheet.shape[1] - line]
 
 
-def curves(figure: Figure, curve: Mapping[str, NDArray[Any]]) -> None:
-    """Loss, what was left out, step size, label entropy, start epochs, displacement and validation, by iteration.
+def curves(figure: Figure, curve: Mapping[str, NDArray[Any]], experts: Mapping[str, Any]) -> None:
+    """Loss, what was left out, step size, label entropy, start epochs, displacement, gradients and validation; experts.
 
     Args:
         figure: To draw into.
         curve: Columns of one length, as `pad.curve` makes them.
+        experts: accuracy: of each expert by epoch from 0, None where it was not measured; kept: shares by epoch.
     """
-    ((loss, skipped, beta), (entropy, start, moved), (norms, validation, spare)) = figure.subplots(3, 3)
+    ((loss, skipped, beta), (entropy, start, moved), (norms, validation, trained)) = figure.subplots(3, 3)
     iteration = curve["iteration"]
     _dots(loss, iteration, curve["loss"], "Matching loss")
     share = 1 - curve["kept"] / curve["matches"]
     skipped.plot(iteration, 100 * np.cumsum(share) / (1 + np.arange(len(share))), color=LIGHT["bad"])
-    skipped.set(title="Left out so far", ylabel="% of matches", ylim=(0, None))
+    skipped.set(title="Left out so far", ylabel="% of matches", ylim=(0, max(5, skipped.get_ylim()[1])))
     beta.plot(iteration, curve["beta"], color=LIGHT["series-1"])
     beta.set(title="Step size beta")
     entropy.plot(iteration, curve["entropy"], color=LIGHT["series-3"])
@@ -94,35 +95,33 @@ def curves(figure: Figure, curve: Mapping[str, NDArray[Any]]) -> None:
     for index, name in enumerate(("images", "label_logits", "beta")):
         found = curve[f"norm_{name}"]
         if np.isfinite(found).any():
-            norms.plot(iteration, found, color=LIGHT[series(index)], linewidth=0.8, label=name)
+            label = name.replace("label_logits", "labels")
+            norms.plot(iteration, found, color=LIGHT[series(index)], linewidth=0.8, label=label)
     norms.set(title="Norms of gradients", yscale="log")
-    norms.legend(handlelength=1.0)
+    if norms.lines:
+        norms.legend(loc="best", handlelength=1.0)
     at = np.isfinite(curve["validation"])
     validation.errorbar(
         iteration[at] + 1, 100 * curve["validation"][at], 100 * curve["validation_std"][at], fmt="o-", markersize=4,
         color=LIGHT["series-2"],
     )  # fmt: skip
-    validation.set(title="Validation, mean and deviation over nets", ylabel="% right")
-    spare.remove()
+    validation.set(title="Validation", ylabel="% right; bars: deviation over nets")
     for axes in figure.axes:
         axes.set_xlabel("iteration")
+    _experts(trained, experts)
 
 
-def experts(figure: Figure, found: Mapping[str, Any]) -> None:
-    """Accuracy of the experts by epoch, each and their mean, over the share of data that the schedule gave them.
-
-    Args:
-        figure: To draw into.
-        found: accuracy: of each expert by epoch from 0, None where it was not measured; kept: shares by epoch.
-    """
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+def _experts(axes: Axes, found: Mapping[str, Any]) -> None:
+    """Accuracy of each expert by epoch and their mean, over the share of data that the schedule gives them."""
     accuracy = 100 * np.array(found["accuracy"], dtype=float)
     epochs = np.flatnonzero(np.isfinite(accuracy).all(0))
-    above.plot(epochs, accuracy[:, epochs].T, color=LIGHT["series-1"], alpha=0.3, linewidth=0.9)
-    above.plot(epochs, accuracy[:, epochs].mean(0), color=LIGHT["ink"])
-    above.set(title="Experts, and what they saw", ylabel="% right")
-    below.step(range(len(found["kept"])), 100 * np.array(found["kept"]), where="post", color=LIGHT["series-2"])
-    below.set(ylabel="% kept", xlabel="epoch", ylim=(0, 105))
+    kept = 100 * np.array(found["kept"])
+    axes.fill_between(np.arange(len(kept) + 1), [*kept, kept[-1]], step="post", color=LIGHT["series-2"], alpha=0.18,
+                      linewidth=0, label="data kept")  # fmt: skip
+    axes.plot(epochs, accuracy[:, epochs].T, color=LIGHT["series-1"], alpha=0.3, linewidth=0.9)
+    axes.plot(epochs, accuracy[:, epochs].mean(0), color=LIGHT["ink"], label="right, mean")
+    axes.set(title="Experts", ylabel="%", xlabel="epoch", ylim=(0, 103))
+    axes.legend(loc="lower right", handlelength=1.0)
 
 
 def _dots(axes: Axes, x: Floats, y: Floats, title: str) -> None:

@@ -56,13 +56,13 @@ def trajectories():
         model = initialised(net, 0, "expert", (expert,))
         flat = Flat(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        kept[expert, 0] = flat.vector(model)
+        kept[expert, 0] = flat.vector(model).numpy()
         for epoch in range(EPOCHS):
             for x, y in zip(images.split(40), labels.split(40), strict=True):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(x), y).backward()
                 optimizer.step()
-            kept[expert, epoch + 1] = flat.vector(model)
+            kept[expert, epoch + 1] = flat.vector(model).numpy()
     return flat, kept
 
 

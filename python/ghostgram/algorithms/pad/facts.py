@@ -48,7 +48,7 @@ class Facts:
         if leads():
             facts = self.read()
             for name, value in news.items():
-                facts[name] = {part: value, **facts[name]} if name == "seconds" else {**facts[name], part: value}
+                facts[name] = {**facts[name], part: facts[name].get(part, value) if name == "seconds" else value}
             self._write(facts)
 
     def read(self) -> dict[str, Any]:

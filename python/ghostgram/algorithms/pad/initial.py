@@ -29,7 +29,7 @@ class Panel:
     @torch.no_grad()
     def logits(self, expert: int, images: Tensor) -> Tensor:
         """(n, classes) of an expert."""
-        theta = torch.as_tensor(self.store[expert, self.store.epochs[-1]]).to(images)
+        theta = torch.tensor(self.store[expert, self.store.epochs[-1]]).to(images)
         return torch.cat([self.flat.logits(theta, part) for part in torch.split(images, _AT_ONCE)])
 
     def labels(self, images: Tensor, truth: Tensor) -> tuple[Tensor, int]:

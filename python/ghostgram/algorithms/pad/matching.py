@@ -104,8 +104,8 @@ def _packed(matching: Matching, state: DistilledState, k: int, expert: int, star
     target = start + s.target_epochs
     problem = Problem(
         flat=matching.flat,
-        start=torch.as_tensor(matching.store[expert, start]).to(state.images),
-        target=torch.as_tensor(matching.store[expert, target]).to(state.images),
+        start=torch.tensor(matching.store[expert, start]).to(state.images),
+        target=torch.tensor(matching.store[expert, target]).to(state.images),
         mask=matching.mask,
         steps=s.steps,
         batches=batches(s, turn, n, state.images.device),

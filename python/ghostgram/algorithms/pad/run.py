@@ -166,7 +166,8 @@ class Run:
         schedule, epochs = self.ground.schedule, range(self.settings.expert_epochs)
         kept = [schedule.share(e) if schedule else 1.0 for e in epochs]
         accuracy = [[a if math.isfinite(a) else None for a in row] for row in store.accuracy.tolist()]
-        self._facts.note("experts", experts={"accuracy": accuracy, "kept": kept})
+        self._facts.note("accuracy", experts=accuracy)
+        self._facts.note("kept", experts=kept)
         return store
 
     @cached_property
