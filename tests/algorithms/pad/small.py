@@ -1,7 +1,7 @@
 """A distillation small enough to be done hundreds of times: two layers, three experts of five epochs, eight images.
 
-As a script: small.py storm FOLDER distils once undisturbed and once killed at random moments, and says how often, and
-how many iterations there were; small.py ranks FOLDER distils in one process and in two. States are left in FOLDER.
+As a script: small.py FOLDER distils undisturbed and killed at random moments, then in one process and in two. States
+are left in FOLDER; it says how many kills there were.
 """
 
 import os
@@ -88,22 +88,25 @@ def run(folder, nap=0.0, allow_changes=(), validate=validate, **changes):
     return distill(matching, images, labels, course)
 
 
-def storm(folder, iterations=80):
+STORM = 60  # iterations
+
+
+def storm(folder):
     """Kills at moments that are not the program's."""
     chance, kills = random.Random(1), 0
     while True:
         if (child := os.fork()) == 0:
-            run(folder / "killed", nap=0.003, iterations=iterations)
+            run(folder / "killed", nap=0.003, iterations=STORM)
             os._exit(0)
-        if kills < 6:
-            time.sleep(chance.uniform(0.05, 0.5))
+        if kills < 5:
+            time.sleep(chance.uniform(0.05, 0.3))
             os.kill(child, signal.SIGKILL)
         killed = os.waitpid(child, 0)[1] == signal.SIGKILL
         kills += killed
         if not killed:
             break
-    run(folder / "through", iterations=iterations)
-    print(kills, iterations)
+    run(folder / "through", iterations=STORM)
+    print(kills)
 
 
 def ranks(folder):
@@ -121,4 +124,5 @@ def ranks(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"storm": storm, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
+    storm(Path(sys.argv[1]))
+    ranks(Path(sys.argv[1]))

@@ -40,11 +40,14 @@ def rows(folder):
     return [{**row, "seconds": 0} for row in read_log(folder)]
 
 
-def forked(what, folder):
-    """What small.py says, in a process of one thread: it forks."""
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    """What small.py leaves, in a process of one thread: it forks."""
+    folder = tmp_path_factory.mktemp("forked")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-m", "algorithms.pad.small", what, str(folder)]
-    return subprocess.run(command, cwd=TESTS, env=environment, check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "algorithms.pad.small", str(folder)]
+    done = subprocess.run(command, cwd=TESTS, env=environment, check=True, capture_output=True, text=True)
+    return folder, int(done.stdout)
 
 
 def test_experts_come_in_shuffled_passes():
@@ -64,8 +67,8 @@ def test_the_bound_of_start_epochs_grows():
 
 
 def test_start_epochs_stay_below_the_bound_and_all_occur():
-    settings = replace(SETTINGS, start_first=2, start_bound=4, start_end=12, expand_iters=1500, expert_epochs=100)
-    seen = Counter((settings.start_before(it), drawn(settings, 3, it, 0)[1]) for it in range(3000))
+    settings = replace(SETTINGS, start_first=2, start_bound=4, start_end=12, expand_iters=300, expert_epochs=100)
+    seen = Counter((settings.start_before(it), drawn(settings, 3, it, 0)[1]) for it in range(1500))
     assert all(2 <= start < bound for bound, start in seen)
     assert {start for bound, start in seen if bound == 12} == set(range(2, 12))
     ours = sum(count for (bound, _), count in seen.items() if bound == 12)
@@ -231,20 +234,18 @@ def test_a_longer_run_continues_if_it_may(tmp_path):
     assert same(end, small.run(tmp_path / "b"))
 
 
-def test_killed_runs_end_with_the_same_bits(tmp_path):
-    told = forked("storm", tmp_path)
-    kills, iterations = map(int, told.split())
-    assert kills >= 3
-    settings = replace(SETTINGS, iterations=iterations).as_json()
-    assert same(
-        *(DistilledState.load(tmp_path / name, settings, (), torch.device("cpu")) for name in ("killed", "through"))
-    )
-    assert rows(tmp_path / "killed") == rows(tmp_path / "through")
+def test_killed_runs_end_with_the_same_bits(forked):
+    folder, kills = forked
+    assert kills >= 2
+    settings = replace(SETTINGS, iterations=small.STORM).as_json()
+    ends = [DistilledState.load(folder / name, settings, (), torch.device("cpu")) for name in ("killed", "through")]
+    assert same(*ends)
+    assert rows(folder / "killed") == rows(folder / "through")
 
 
-def test_two_processes_give_the_bits_of_one(tmp_path):
-    forked("ranks", tmp_path)
-    ends = [DistilledState(**torch.load(tmp_path / f"{name}.pt")) for name in ("alone", "0", "1")]
+def test_two_processes_give_the_bits_of_one(forked):
+    folder, _ = forked
+    ends = [DistilledState(**torch.load(folder / f"{name}.pt")) for name in ("alone", "0", "1")]
     assert same(ends[0], ends[1])
     assert same(ends[0], ends[2])
-    assert rows(tmp_path / "alone") == rows(tmp_path / "both")
+    assert rows(folder / "alone") == rows(folder / "both")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.pad.outputs import DistilledSet
-    from ghostgram.algorithms.pad.presets import preset, presets
+    from ghostgram.algorithms.pad.presets import preset
     from ghostgram.algorithms.pad.run import Run, pad
     from ghostgram.algorithms.pad.settings import Settings
 
@@ -16,10 +16,9 @@ _HOMES = {
     "Settings": "settings",
     "pad": "run",
     "preset": "presets",
-    "presets": "presets",
 }
 
-__all__ = ["DistilledSet", "Run", "Settings", "pad", "preset", "presets"]
+__all__ = ["DistilledSet", "Run", "Settings", "pad", "preset"]
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ class Facts:
         if before := self.read():
             now, then = ({**each["made_from"], **each["settings"]} for each in (mine, before))
             refuse_changes(then, now, allow_changes, self._folder)
-        for torn in self._folder.glob(f".*{TORN}"):  # of processes that were killed
+        for torn in self._folder.rglob(f".*{TORN}"):  # of processes that were killed
             torn.unlink()
         kept = {name: before.get(name, {}) for name in ("seconds", "notes", "experts")}
         self._write({**mine, "environment": environment, **kept})

@@ -32,7 +32,7 @@ class Groundwork:
     """The data of a run and its experts, in a folder that runs share which differ in distillation alone.
 
         data.json, whitening.npz        what the images are, and what was done to them
-        scores-<key>.npz                how hard each image is
+        scores-<key>.npz, scores-<key>/  how hard each image is, and by each model that says so
         experts-<key>/                  the experts' trajectories
 
     A key names all that a file depends on: a run with other settings makes files of its own beside them.
@@ -105,17 +105,16 @@ class Groundwork:
     def scores(self) -> Scores:
         """How hard each training image is: read, or computed and kept."""
         s = self.settings
-        path = self.folder / f"scores-{key({**self.made_from, **self._scored_by()})}.npz"
+        name = f"scores-{key({**self.made_from, **self._scored_by()})}"
 
         def made() -> Scores:
-            if path.exists():
-                return Scores.load(path)
-            found = score(
-                self.make_model, self.images, self.labels, s.scorer,
-                runs=s.scorer_runs, epoch=s.scorer_epoch, seed=s.seed_of_data,
-            )  # fmt: skip
-            found.save(path)
-            return found
+            path = self.folder / f"{name}.npz"
+            if not path.exists():
+                score(
+                    self.make_model, self.images, self.labels, s.scorer,
+                    runs=s.scorer_runs, epoch=s.scorer_epoch, seed=s.seed_of_data, folder=self.folder / name,
+                ).save(path)  # fmt: skip
+            return Scores.load(path)
 
         return led(made)
 

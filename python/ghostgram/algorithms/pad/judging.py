@@ -93,40 +93,43 @@ class Judge:
         self, initial: Initial, best: DistilledState, last: DistilledState, images: Tensor, truth: Tensor
     ) -> dict[str, Callable[[], Predictions]]:
         """How the predictions on test images come about, by what nets are trained on."""
+        s = self._settings
+
+        def taught(of: Tensor, labels: Tensor, beta: float, epochs: int = s.eval_epochs) -> Callable[[], Predictions]:
+            return lambda: self._taught(of, labels, beta, (images, truth), s.eval_nets, epochs).predictions
+
+        arms = {"distilled": taught(best.images, best.label_logits, float(best.beta))}
+        if best.iteration != last.iteration:
+            arms["the last iterate"] = taught(last.images, last.label_logits, float(last.beta))
+        return arms | (self._controls(initial, float(best.beta), images, taught) if s.controls else {})
+
+    def _controls(
+        self, initial: Initial, beta: float, images: Tensor, taught: Callable[..., Callable[[], Predictions]]
+    ) -> dict[str, Callable[[], Predictions]]:
+        """The same of other images: as many, trained on as the distilled ones are; and of all of them."""
         g, s = self._ground, self._settings
         panel, own = Panel(g.flat, g.store), g.labels.cpu().numpy()
         chosen = random_real(own, s.ipc, s.seed)
         random, classes = g.images[chosen], g.labels[chosen]
 
-        def taught(of: Tensor, labels: Tensor, beta: float, epochs: int = s.eval_epochs) -> Callable[[], Predictions]:
-            return lambda: self._taught(of, labels, beta, (images, truth), s.eval_nets, epochs).predictions
-
         def central() -> Predictions:
             centres = k_centre(g.images.flatten(1).cpu().numpy(), own, s.ipc)
-            return taught(g.images[centres], g.labels[centres], s.beta)()
+            return taught(g.images[centres], g.labels[centres], beta)()
 
         def experts() -> Predictions:
             return np.stack([panel.logits(e, images).argmax(1).cpu().numpy() for e in range(g.store.experts)])
 
-        arms = {"distilled": taught(best.images, best.label_logits, float(best.beta))}
-        if best.iteration != last.iteration:
-            arms["the last iterate"] = taught(last.images, last.label_logits, float(last.beta))
         began = initial.labels if s.labels == "hard" else initial.label_logits
-        return (
-            arms
-            | {
-                "where it began": taught(initial.images, began, s.beta),
-                "random images, hard labels": taught(random, classes, s.beta),
-                "random images, experts' labels": lambda: taught(random, panel.labels(random, classes)[0], s.beta)(),
-                "k-centre images, hard labels": central,
-                "all images, as experts": experts,
-            }
-            | (
-                {"all images, with momentum": taught(g.images, g.labels, s.full_beta, s.full_epochs)}
-                if s.full_epochs
-                else {}
-            )
-        )
+        controls = {
+            "where it began": taught(initial.images, began, s.beta),
+            "random images, hard labels": taught(random, classes, beta),
+            "random images, experts' labels": lambda: taught(random, panel.labels(random, classes)[0], beta)(),
+            "k-centre images, hard labels": central,
+            "all images, as experts": experts,
+        }
+        if s.full_epochs:
+            controls["all images, with momentum"] = taught(g.images, g.labels, s.full_beta, s.full_epochs)
+        return controls
 
     def _taught(
         self,

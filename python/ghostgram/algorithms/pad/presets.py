@@ -74,7 +74,7 @@ _ON_FASHION: dict[str, Any] = {
 }  # fmt: skip
 
 
-def presets() -> dict[str, Settings]:
+def by_name() -> dict[str, Settings]:
     """All presets by name: `<set>-<ipc>-paper` and `-yaml` of c10, c100 and tiny; `digits-` and `fashion-<ipc>`."""
     found = {}
     for data, rows in _PAPER.items():
@@ -102,7 +102,7 @@ def preset(name: str) -> Settings:
     Source:
         PAD (arXiv 2408.03360), Table 7 and its release; digits and fashion are ours.
     """
-    known = presets()
+    known = by_name()
     if name not in known:
         raise ValueError(f"preset: expected one of {', '.join(known)}, got {name!r}")
     return known[name]

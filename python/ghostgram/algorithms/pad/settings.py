@@ -117,8 +117,10 @@ class Settings:
     eval_nets: int = 5
     eval_epochs: int = 1001
     eval_batch: int = 128
+    controls: bool = True
+    """Whether other images are judged too: where the distillation began, random and central ones, and all of them."""
     full_epochs: int = 50
-    """Passes of nets that are trained on all images, as the last control; 0: none are."""
+    """Passes of nets that are trained on all images; 0: none are."""
     full_beta: float = 0.01
     """Their step size."""
 
