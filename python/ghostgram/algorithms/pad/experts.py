@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +24,10 @@ from ghostgram.algorithms.pad.flat import Flat
 from ghostgram.algorithms.pad.gradients import TOGETHER, check_labelled
 from ghostgram.algorithms.pad.gsam import check_gsam
 from ghostgram.algorithms.pad.recorder import Recorder
+from ghostgram.algorithms.pad.schedule import DifficultySchedule
 from ghostgram.algorithms.pad.several import spread, threads_of
 from ghostgram.algorithms.pad.store import DTYPES, LOG, SCHEMA, Store
 from ghostgram.algorithms.pad.trainer import Trainer
-
-if TYPE_CHECKING:
-    from ghostgram.algorithms.pad.schedule import DifficultySchedule
 
 
 @dataclass(frozen=True)
