@@ -25,7 +25,7 @@ from ghostgram.algorithms.pad.gradients import TOGETHER, check_labelled
 from ghostgram.algorithms.pad.gsam import check_gsam
 from ghostgram.algorithms.pad.recorder import Recorder
 from ghostgram.algorithms.pad.schedule import DifficultySchedule
-from ghostgram.algorithms.pad.several import spread, threads_of
+from ghostgram.algorithms.pad.several import sent, spread, threads_of
 from ghostgram.algorithms.pad.store import DTYPES, LOG, SCHEMA, Store
 from ghostgram.algorithms.pad.trainer import Trainer
 
@@ -128,7 +128,7 @@ def record(
     name, how = (recipe, _named(recipe)) if isinstance(recipe, str) else ("own", recipe)
     how = replace(how, epochs=how.epochs if epochs is None else epochs, batch=how.batch if batch is None else batch)
     kept = sorted({*(range(how.epochs + 1) if keep is None else map(int, keep)), how.epochs})
-    together = group or (1 if images.device.type == "cpu" else min(TOGETHER, experts))
+    together = (1 if images.device.type == "cpu" else min(TOGETHER, experts)) if group is None else group
     _check(how, experts, kept, together, schedule is not None, dtype)
     flat = Flat(initialised(make_model, seed, "expert", (0,)).to(images.device))
     check_labelled(flat, images, labels)
@@ -139,6 +139,8 @@ def record(
             f"workers: expected 1, or more on a CPU, got {workers} on {images.device}: on a GPU raise group, and for "
             "several GPUs call record() from one process for each, with the same folder"
         )
+    if workers > 1:
+        sent(make_model)  # refused here, before anything is written
     indices = schedule.indices if schedule else partial(_always, np.arange(len(images)))
     header = {
         "schema": SCHEMA, "recipe": name, **asdict(how), "experts": experts, "kept": kept, "dtype": dtype, "seed": seed,
@@ -146,7 +148,7 @@ def record(
         "model": repr(flat.module), "augment": repr(augment), "dataset": digest_of(images, labels),
         "validation": None if validation is None else digest_of(*validation),
         "accuracy": "training batches" if validation is None else "validation",
-        **_scheduled(indices, how.epochs), "facts": dict(facts or {}),
+        **_scheduled(indices, how.epochs, len(images)), "facts": dict(facts or {}),
         "version": version("ghostgram"), "torch": torch.__version__, "device": images.device.type,
         "threads": threads_of(workers),
     }  # fmt: skip
@@ -197,11 +199,13 @@ def _always(every: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
     return every
 
 
-def _scheduled(indices: Callable[[int], NDArray[np.int64]], epochs: int) -> dict[str, Any]:
+def _scheduled(indices: Callable[[int], NDArray[np.int64]], epochs: int, n: int) -> dict[str, Any]:
     """What a header says of the schedule: how many images each epoch sees, and the digest of which."""
     running, counts = hashlib.blake2b(digest_size=16), []
     for epoch in range(epochs):
         seen = np.asarray(indices(epoch), np.int64)
+        if seen.max() >= n:
+            raise ValueError(f"schedule: epoch {epoch} has image {seen.max()}, of {n} that there are")
         counts.append(len(seen))
         running.update(np.int64(len(seen)).tobytes() + seen.tobytes())
     return {"schedule": running.hexdigest(), "images": counts}

@@ -58,7 +58,8 @@ def check_labelled(flat: Flat, images: Tensor, labels: Tensor, which: str = "") 
     if labels.shape != images.shape[:1] or labels.device != images.device:
         expected, got = f"({len(images)},) on {images.device}", f"{tuple(labels.shape)} on {labels.device}"
         raise ValueError(f"{y}: expected shape {expected}, as {x}, got {got}")
-    classes: int = flat.logits(flat.vector(flat.module), images[:1]).shape[1]
+    with torch.no_grad(), training(flat, images.device, 0, "check", ()):
+        classes: int = flat.logits(flat.vector(flat.module), images[:2]).shape[1]
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(f"{y}: expected classes from 0 to {classes - 1}, as the model has logits, got {wrong[0]}")

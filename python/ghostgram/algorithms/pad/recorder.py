@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ghostgram._files import TORN, whole_file
 from ghostgram.algorithms.pad import store
-from ghostgram.algorithms.pad.store import HEADER, LOG, ROWS, Line
+from ghostgram.algorithms.pad.store import HEADER, LOG, ROWS, Line, StoreError
 
 ENVIRONMENT = ("version", "torch", "device", "threads")
 """Fields of a header that change no formula, but may change the last bits."""
@@ -55,6 +55,8 @@ class Recorder:
         with held(folder / LOG):
             self._sweep(HEADER)
             found = store.read_header(folder)
+            if found is None and store.read_log(folder):
+                raise StoreError(f"{folder / HEADER}: does not exist, but {LOG} says that experts are finished")
             if found is None:
                 with whole_file(folder / HEADER) as temporary:
                     temporary.write_text(store.sealed(header, indent=1) + "\n", encoding="utf-8")
