@@ -1,10 +1,10 @@
-"""How hard each training image is: scores with their labels, their order in each class, and their file."""
+"""How hard each training image is: scores with their labels and their file, and how they are computed."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ghostgram._files import whole_file
+from ghostgram.algorithms.pad.scorer import Scorer, Training
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -107,3 +109,82 @@ class Scores:
         values[order] = np.arange(order.shape[1])
         labels[order] = np.arange(len(order))[:, None]
         return cls(values, labels, {"kind": "order"})
+
+
+def score(
+    make_model: Callable[[], nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    kind: str = "el2n",
+    *,
+    runs: int = 10,
+    epoch: int = 20,
+    seed: int = 0,
+    training: Training | None = None,
+    at_once: int = 128,
+    folder: str | Path | None = None,
+) -> Scores:
+    """How hard each image is: the mean over several models, each trained for a few epochs from weights of its own.
+
+    With logits z and p = softmax(z) of a model in eval mode, an image's score by one model is
+
+    | kind | score |
+    |---|---|
+    | el2n | `|| p - onehot(y) ||_2` |
+    | grand | `|| g ||_2`, g the gradient of its own cross-entropy by all trainable parameters |
+    | grand_last | by the last layer's alone: `|| p - onehot(y) ||_2 sqrt(|| h ||^2 + 1)`, h its input, 1 for its bias |
+    | loss | cross-entropy, in nats |
+    | margin | `max_{c != y} z_c - z_y` |
+    | entropy | of p, in nats |
+    | forgetting | how often it went from right to wrong between epochs; the number of epochs if it never was right |
+
+    It is the mean of norms, not the norm of a mean. Each is of the image alone: of no batch's mean, so neither its size
+    nor a smaller last one matters. The paper fixes neither model nor epochs nor runs: these are this library's.
+
+    Args:
+        make_model: Makes a model on the CPU, such as the student of the distillation.
+        images: (n, C, H, W) floating point, as the experts will see them: whitened if they are. Models go to their
+            device.
+        labels: (n,) int64.
+        kind: Of the table.
+        runs: How many models.
+        epoch: After how many epochs a model scores; 0 is at its first weights.
+        seed: Of all weights and orders.
+        training: By default `Training()`.
+        at_once: Images that are scored at a time.
+        folder: Where the scores of each finished model are kept. Called again, models that are there are not trained
+            again; without it a run that is killed begins anew.
+
+    Returns:
+        `Scores`, whose meta has all of these, the model's text and the data's digest.
+
+    Raises:
+        TypeError: images are no floating point, or labels no int64.
+        ValueError: An argument is out of its range, a score is not finite, or folder has models of other scores.
+
+    Cost:
+        runs n (3 epoch + 1) forwards, 2 more for grand; forgetting has one for each epoch, not the last alone.
+
+    Source:
+        Paul, Ganguli and Dziugaite (arXiv 2107.07075) for EL2N and GraNd; Toneva et al. (arXiv 1812.05159) for
+        forgetting, where what was never learned counts as hardest too.
+    """
+    scorer = Scorer(make_model, images, labels, kind, epoch, seed, training or Training(), at_once)
+    if runs < 1:
+        raise ValueError(f"runs: expected at least 1, got {runs}")
+    numbers = labels.cpu().numpy()
+
+    def values_of(run: int) -> F64:
+        if folder is None:
+            return scorer.values(run)
+        path, meta = Path(folder) / f"run-{run}.npz", {**scorer.meta, "run": run}
+        if not path.exists():
+            Scores(scorer.values(run), numbers, meta).save(path)
+        found = Scores.load(path)
+        if other := {name: found.meta.get(name) for name in meta if found.meta.get(name) != meta[name]}:
+            expected = {name: meta[name] for name in other}
+            raise ValueError(f"folder: expected scores of {expected}, got those of {other} in {path}")
+        return found.values
+
+    values = np.mean([values_of(run) for run in range(runs)], axis=0)
+    return Scores(values, numbers, {**scorer.meta, "runs": runs})
