@@ -90,7 +90,8 @@ def evaluate(
         seed: Any integer.
         group: Nets trained at once, one `vmap` for all; by default 1 on a CPU, all on a GPU. It changes results by
             rounding only.
-        workers: Spawned processes that share the nets, each with an equal share of this one's threads; on a CPU only.
+        workers: Processes that share the nets, each with an equal share of this one's threads; on a CPU only. They are
+            spawned: a script that gets here has to be guarded by `if __name__ == "__main__"`.
 
     Raises:
         TypeError: images, labels or the model have another dtype, or make_model cannot be pickled for workers.

@@ -23,6 +23,7 @@ from ghostgram.algorithms.pad.convnet import initialised
 from ghostgram.algorithms.pad.flat import Flat
 from ghostgram.algorithms.pad.gradients import TOGETHER, check_labelled
 from ghostgram.algorithms.pad.gsam import check_gsam
+from ghostgram.algorithms.pad.identity import digest_of
 from ghostgram.algorithms.pad.recorder import Recorder
 from ghostgram.algorithms.pad.schedule import DifficultySchedule
 from ghostgram.algorithms.pad.several import sent, spread, threads_of
@@ -105,7 +106,8 @@ def record(
             by rounding only, and is part of the store's header, as going on exactly needs the same one.
         dtype: "float32" or "float16" of the kept weights; the log holds the rounding error of each row.
         facts: What else the header is to say, for readers to insist on, such as {"zca": digest}.
-        workers: Spawned processes that share the groups, each with an equal share of this one's threads; on a CPU only.
+        workers: Processes that share the groups, each with an equal share of this one's threads; on a CPU only. They
+            are spawned: a script that gets here has to be guarded by `if __name__ == "__main__"`.
         progress: Whether a bar on the terminal counts epochs.
 
     Returns:
@@ -123,7 +125,7 @@ def record(
         of checkpoint and, if it is kept, as many of weights.
 
     Source:
-        arXiv 2408.03360, section 4.1, and its predecessors MTT (2203.11932), FTD (2211.11004) and DATM (2310.05773).
+        PAD (arXiv 2408.03360), and before it MTT (2203.11932), FTD (2211.11004) and DATM (2310.05773).
     """
     name, how = (recipe, _named(recipe)) if isinstance(recipe, str) else ("own", recipe)
     how = replace(how, epochs=how.epochs if epochs is None else epochs, batch=how.batch if batch is None else batch)
@@ -164,15 +166,6 @@ def record(
         of_others = [group for group, had in zip(groups, ours, strict=True) if not had]
         spread(partial(trainer.train, wait=True), of_others, workers)
     return Store.open(folder)
-
-
-def digest_of(images: Tensor, labels: Tensor) -> str:
-    """BLAKE2b-128 of the type, shape and bytes of images and labels, as 32 hexadecimal digits."""
-    running = hashlib.blake2b(digest_size=16)
-    for tensor in (images, labels):
-        running.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        running.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
-    return running.hexdigest()
 
 
 def _named(recipe: str) -> Recipe:
