@@ -96,7 +96,7 @@ def k_centre(features: ArrayLike, labels: ArrayLike, ipc: int) -> I64:
         3 n d operations for each of ipc choices, and a copy of the features of one class in float64.
 
     Source:
-        Gonzalez, "Clustering to minimize the maximum intercluster distance" (1985), as Sener and Savarese choose with it
+        Gonzalez, "Clustering to minimize the maximum intercluster distance" (1985), as Sener and Savarese use it
         (arXiv 1708.00489).
     """
     own, given = _labels(labels), np.asarray(features)

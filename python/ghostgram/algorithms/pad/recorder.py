@@ -117,8 +117,7 @@ class Recorder:
     def taken(self, first: int, wait: bool) -> Iterator[bool]:
         """Keeps other processes from the group whose first expert this is; gives False where one has it.
 
-        A lock that is given up with the group finished leaves its file behind for `finish` to delete: whoever gets hold
-        of a deleted one finds nothing to do.
+        `finish` deletes the lock's file under those that wait for it; whoever gets a deleted one finds nothing to do.
         """
         with held(self._at(first, "lock"), wait) as ours:
             if ours:
