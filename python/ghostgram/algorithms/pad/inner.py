@@ -23,7 +23,7 @@ class Problem:
 
     Args:
         flat: The student's layout.
-        start: (P,) the expert's weights that the student starts from.
+        start: (P,) the expert's weights that the student starts from, float32 or float64.
         target: (P,) the later ones that it should reach.
         mask: Which scalars of them count.
         steps: N, at least 1.
@@ -33,7 +33,7 @@ class Problem:
         momentum: mu of the inner steps; 0 in all published settings.
 
     Raises:
-        ValueError: Shapes or dtypes differ, there is no step, or momentum is not in [0, 1).
+        ValueError: Shapes or dtypes do not fit, there is no step, or momentum is not in [0, 1).
     """
 
     flat: Flat
@@ -46,6 +46,8 @@ class Problem:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.start.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"start: expected float32 or float64, got {self.start.dtype}")
         for name, theta in (("start", self.start), ("target", self.target)):
             if theta.shape != (self.flat.P,) or theta.dtype != self.start.dtype:
                 raise ValueError(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ghostgram.algorithms.pad.full import by_full_graph
 from ghostgram.algorithms.pad.inner import Inner, Problem
-from ghostgram.algorithms.pad.reverse import Second, Store, by_reverse
+from ghostgram.algorithms.pad.reverse import Store, by_reverse
+from ghostgram.algorithms.pad.second import Second, form_of
 
 Gradient = Literal["exact", "full", "tesla"]
 
@@ -41,7 +42,7 @@ def match(
     learn_labels: bool = True,
     store: Store = "all",
     chunk: int | None = None,
-    second: Second = "double_backward",
+    second: Second = "auto",
 ) -> Matched:
     r"""How far N steps on a synthetic set end from an expert's later weights, and how the set should change.
 
@@ -62,8 +63,9 @@ def match(
         store: Which weights "exact" and "tesla" keep for the way back: "all", "sqrt" (every ceil(sqrt N)-th; the others
             are computed again), or "host" (all of them in CPU memory). The results are the same to the bit.
         chunk: At most so many images at once, for less memory. Exact for a student that treats images independently.
-        second: How "exact" and "tesla" form their second derivatives: "double_backward", or "jvp", a backward through
-            a forward-mode derivative. They agree to rounding.
+        second: How "exact" and "tesla" have their second derivatives, to rounding the same: "layers" by closed forms,
+            for a ConvNet or an nn.Sequential of its layers; "double_backward"; "jvp", a backward through a forward-mode
+            derivative; "auto" is "layers" where these are known, and otherwise "double_backward", with a warning.
 
     Returns:
         The loss and its gradients, without graphs.
@@ -87,7 +89,7 @@ def match(
     for name, value, known in (("gradient", gradient, Gradient), ("store", store, Store), ("second", second, Second)):
         if value not in get_args(known):
             raise ValueError(f"{name}: expected one of {get_args(known)}, got {value!r}")
-    if gradient == "full" and (store, second) != ("all", "double_backward"):
+    if gradient == "full" and (store, second) != ("all", "auto"):
         raise ValueError(f"gradient: expected 'exact' or 'tesla' with store={store!r}, second={second!r}, got 'full'")
     step_sizes = torch.as_tensor(beta, dtype=problem.start.dtype, device=problem.start.device).detach()
     _check_set(problem, images, labels, step_sizes)
@@ -97,7 +99,7 @@ def match(
         if gradient == "full":
             found = by_full_graph(inner)
         else:
-            found = by_reverse(inner, store, second, through_weights=gradient == "exact")
+            found = by_reverse(inner, store, form_of(second, problem.flat), through_weights=gradient == "exact")
     by_beta = found.beta if step_sizes.ndim else found.beta.sum(dtype=torch.float64).to(found.beta.dtype)
     return Matched(float(found.loss), found.images, found.labels if learn_labels else None, by_beta, found.student)
 

@@ -8,13 +8,12 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ghostgram.algorithms.pad.inner import Inner, Piece, State
+from ghostgram.algorithms.pad.inner import Inner, State
+from ghostgram.algorithms.pad.second import Form
 from ghostgram.ops import trajectory_match
 
 Store = Literal["all", "sqrt", "host"]
-Second = Literal["double_backward", "jvp"]
 
 
 class Gradients(NamedTuple):
@@ -32,7 +31,7 @@ class Gradients(NamedTuple):
     """(P,): theta_N."""
 
 
-def by_reverse(inner: Inner, store: Store, second: Second, through_weights: bool) -> Gradients:
+def by_reverse(inner: Inner, store: Store, form: Form, through_weights: bool) -> Gradients:
     """Runs the inner loop without a graph, then walks back over it.
 
     Let lambda be dL/dtheta_{i+1}. Step i gives s = d . g_i for a direction d, and the derivatives u of s, by one
@@ -47,7 +46,7 @@ def by_reverse(inner: Inner, store: Store, second: Second, through_weights: bool
     Args:
         inner: The loop.
         store: Which states are kept for the way back, and where.
-        second: How s is formed: by a backward, or by a forward-mode derivative of the loss.
+        form: How s and u are had.
         through_weights: Whether lambda is updated. If it stays dL/dtheta_N, the gradient is TESLA's: it leaves out
             that later weights depend on earlier batches.
     """
@@ -64,40 +63,18 @@ def by_reverse(inner: Inner, store: Store, second: Second, through_weights: bool
     for i, before in trajectory.backwards():
         nu = mu * nu - inner.beta[i] * along
         direction, scale = (nu, 1.0) if mu else (along, -inner.beta[i])
-        by_theta = torch.zeros_like(along)
+        slope, by_theta = torch.zeros_like(inner.beta[i]), torch.zeros_like(along)
         for piece in inner.pieces(i):
-            s, u = _second_order(inner, i, piece, before.theta, direction, second, through_weights)
+            s, u = form(inner, i, piece, before.theta, direction)
             for name, total in by.items():
                 total.index_add_(0, piece.indices, scale * u[name])
             if through_weights:
                 by_theta += u["theta"]
-            by_beta[i] -= s
-        if after.v is not None:
-            by_beta[i] = -along @ after.v
+            slope += s
+        by_beta[i] = -slope if after.v is None else -along @ after.v
         along = along + scale * by_theta
         after = before
     return Gradients(found.loss, by["images"], by.get("labels"), by_beta, student)
-
-
-def _second_order(
-    inner: Inner, step: int, piece: Piece, theta: Tensor, direction: Tensor, second: Second, by_theta: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The derivative s of a piece's loss along a direction of the weights, and the derivatives of s by name."""
-    weights = theta.detach().requires_grad_()
-    leaves = {name: x[piece.indices].requires_grad_() for name, x in inner.learned.items()}
-    images, labels = leaves["images"], leaves.get("labels", inner.labels[piece.indices])
-    if second == "jvp":
-        with forward_ad.dual_level():
-            moving = forward_ad.make_dual(weights, direction)  # type: ignore[no-untyped-call]
-            logits = forward_ad.unpack_dual(inner.logits(moving, step, piece, images))  # type: ignore[no-untyped-call]
-            s = inner.slope(logits.primal, logits.tangent, piece, labels)
-    else:
-        loss = inner.loss(weights, step, piece, images, labels)
-        s = torch.autograd.grad(loss, weights, create_graph=True)[0] @ direction
-    if by_theta:
-        leaves["theta"] = weights
-    derivatives = torch.autograd.grad(s, list(leaves.values()), materialize_grads=True)
-    return s.detach(), dict(zip(leaves, derivatives, strict=True))
 
 
 class _Trajectory:
