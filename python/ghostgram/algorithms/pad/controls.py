@@ -96,8 +96,8 @@ def k_centre(features: ArrayLike, labels: ArrayLike, ipc: int) -> I64:
         3 n d operations for each of ipc choices, and a copy of the features of one class in float64.
 
     Source:
-        Gonzalez, "Clustering to minimize the maximum intercluster distance" (1985); Sener and Savarese (arXiv
-        1708.00489), algorithm 1.
+        Gonzalez, "Clustering to minimize the maximum intercluster distance" (1985), as Sener and Savarese use it
+        (arXiv 1708.00489).
     """
     own, given = _labels(labels), np.asarray(features)
     if given.ndim != 2 or len(given) != len(own):

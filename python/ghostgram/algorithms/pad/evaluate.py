@@ -90,7 +90,8 @@ def evaluate(
         seed: Any integer.
         group: Nets trained at once, one `vmap` for all; by default 1 on a CPU, all on a GPU. It changes results by
             rounding only.
-        workers: Spawned processes that share the nets, each with an equal share of this one's threads; on a CPU only.
+        workers: Processes that share the nets, each with an equal share of this one's threads; on a CPU only. They are
+            spawned: a script that gets here has to be guarded by `if __name__ == "__main__"`.
 
     Raises:
         TypeError: images, labels or the model have another dtype, or make_model cannot be pickled for workers.
@@ -106,13 +107,14 @@ def evaluate(
     Source:
         The evaluation that MTT (arXiv 2203.11932), DATM (2310.05773) and PAD (2408.03360) share.
     """
-    for name, value in (("nets", nets), ("epochs", epochs), ("batch", batch), ("workers", workers)):
+    together = (1 if images.device.type == "cpu" else nets) if group is None else group
+    named = {"nets": nets, "epochs": epochs, "batch": batch, "group": together, "workers": workers}
+    for name, value in named.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if not (math.isfinite(beta) and beta > 0):
         raise ValueError(f"beta: expected a positive number, got {beta}")
-    on_cpu = images.device.type == "cpu"
-    if workers > 1 and not on_cpu:
+    if workers > 1 and images.device.type != "cpu":
         raise ValueError(f"workers: expected 1 on {images.device}, where group trains nets at once, got {workers}")
     flat = Flat(initialised(make_model, seed, "evaluation", (0,)).to(images.device))
     soft = labels.ndim == 2
@@ -123,7 +125,6 @@ def evaluate(
     targets = labels.to(images.dtype).softmax(1) if soft else labels
     drawn = None if augment is None else replace(augment, stream=f"{augment.stream} evaluation")
     fresh = _Fresh(make_model, images, targets, beta, test_images, epochs, batch, drawn, seed)
-    together = group or (1 if on_cpu else nets)
     groups = [range(first, min(first + together, nets)) for first in range(0, nets, together)]
     found = np.concatenate(spread(fresh.predictions, groups, workers))
     return Evaluation(found, test_labels.cpu().numpy())

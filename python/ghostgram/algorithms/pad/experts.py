@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +23,12 @@ from ghostgram.algorithms.pad.convnet import initialised
 from ghostgram.algorithms.pad.flat import Flat
 from ghostgram.algorithms.pad.gradients import TOGETHER, check_labelled
 from ghostgram.algorithms.pad.gsam import check_gsam
+from ghostgram.algorithms.pad.identity import digest_of
 from ghostgram.algorithms.pad.recorder import Recorder
-from ghostgram.algorithms.pad.several import spread, threads_of
+from ghostgram.algorithms.pad.schedule import DifficultySchedule
+from ghostgram.algorithms.pad.several import sent, spread, threads_of
 from ghostgram.algorithms.pad.store import DTYPES, LOG, SCHEMA, Store
 from ghostgram.algorithms.pad.trainer import Trainer
-
-if TYPE_CHECKING:
-    from ghostgram.algorithms.pad.schedule import DifficultySchedule
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ def record(
             by rounding only, and is part of the store's header, as going on exactly needs the same one.
         dtype: "float32" or "float16" of the kept weights; the log holds the rounding error of each row.
         facts: What else the header is to say, for readers to insist on, such as {"zca": digest}.
-        workers: Spawned processes that share the groups, each with an equal share of this one's threads; on a CPU only.
+        workers: Processes that share the groups, each with an equal share of this one's threads; on a CPU only. They
+            are spawned: a script that gets here has to be guarded by `if __name__ == "__main__"`.
         progress: Whether a bar on the terminal counts epochs.
 
     Returns:
@@ -125,12 +125,12 @@ def record(
         of checkpoint and, if it is kept, as many of weights.
 
     Source:
-        arXiv 2408.03360, section 4.1, and its predecessors MTT (2203.11932), FTD (2211.11004) and DATM (2310.05773).
+        PAD (arXiv 2408.03360), and before it MTT (2203.11932), FTD (2211.11004) and DATM (2310.05773).
     """
     name, how = (recipe, _named(recipe)) if isinstance(recipe, str) else ("own", recipe)
     how = replace(how, epochs=how.epochs if epochs is None else epochs, batch=how.batch if batch is None else batch)
     kept = sorted({*(range(how.epochs + 1) if keep is None else map(int, keep)), how.epochs})
-    together = group or (1 if images.device.type == "cpu" else min(TOGETHER, experts))
+    together = (1 if images.device.type == "cpu" else min(TOGETHER, experts)) if group is None else group
     _check(how, experts, kept, together, schedule is not None, dtype)
     flat = Flat(initialised(make_model, seed, "expert", (0,)).to(images.device))
     check_labelled(flat, images, labels)
@@ -141,6 +141,8 @@ def record(
             f"workers: expected 1, or more on a CPU, got {workers} on {images.device}: on a GPU raise group, and for "
             "several GPUs call record() from one process for each, with the same folder"
         )
+    if workers > 1:
+        sent(make_model)  # refused here, before anything is written
     indices = schedule.indices if schedule else partial(_always, np.arange(len(images)))
     header = {
         "schema": SCHEMA, "recipe": name, **asdict(how), "experts": experts, "kept": kept, "dtype": dtype, "seed": seed,
@@ -148,7 +150,7 @@ def record(
         "model": repr(flat.module), "augment": repr(augment), "dataset": digest_of(images, labels),
         "validation": None if validation is None else digest_of(*validation),
         "accuracy": "training batches" if validation is None else "validation",
-        **_scheduled(indices, how.epochs), "facts": dict(facts or {}),
+        **_scheduled(indices, how.epochs, len(images)), "facts": dict(facts or {}),
         "version": version("ghostgram"), "torch": torch.__version__, "device": images.device.type,
         "threads": threads_of(workers),
     }  # fmt: skip
@@ -164,15 +166,6 @@ def record(
         of_others = [group for group, had in zip(groups, ours, strict=True) if not had]
         spread(partial(trainer.train, wait=True), of_others, workers)
     return Store.open(folder)
-
-
-def digest_of(images: Tensor, labels: Tensor) -> str:
-    """BLAKE2b-128 of the type, shape and bytes of images and labels, as 32 hexadecimal digits."""
-    running = hashlib.blake2b(digest_size=16)
-    for tensor in (images, labels):
-        running.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        running.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
-    return running.hexdigest()
 
 
 def _named(recipe: str) -> Recipe:
@@ -199,11 +192,13 @@ def _always(every: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
     return every
 
 
-def _scheduled(indices: Callable[[int], NDArray[np.int64]], epochs: int) -> dict[str, Any]:
+def _scheduled(indices: Callable[[int], NDArray[np.int64]], epochs: int, n: int) -> dict[str, Any]:
     """What a header says of the schedule: how many images each epoch sees, and the digest of which."""
     running, counts = hashlib.blake2b(digest_size=16), []
     for epoch in range(epochs):
         seen = np.asarray(indices(epoch), np.int64)
+        if seen.max() >= n:
+            raise ValueError(f"schedule: epoch {epoch} has image {seen.max()}, of {n} that there are")
         counts.append(len(seen))
         running.update(np.int64(len(seen)).tobytes() + seen.tobytes())
     return {"schedule": running.hexdigest(), "images": counts}

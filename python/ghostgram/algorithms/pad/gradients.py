@@ -15,8 +15,8 @@ from ghostgram.algorithms.pad import keyed
 from ghostgram.algorithms.pad.augment import Dsa
 from ghostgram.algorithms.pad.flat import Flat
 
-AT_ONCE = 32
-"""Images of one forward on a CPU, where the activations of more leave the caches: docs/algorithms/pad_experts.md."""
+PIXELS = 2**15
+"""Of one forward on a CPU, where the activations of more leave the caches: docs/algorithms/pad_experts.md."""
 
 TOGETHER = 10
 """Models of one `vmap` on a GPU, by default."""
@@ -58,7 +58,8 @@ def check_labelled(flat: Flat, images: Tensor, labels: Tensor, which: str = "") 
     if labels.shape != images.shape[:1] or labels.device != images.device:
         expected, got = f"({len(images)},) on {images.device}", f"{tuple(labels.shape)} on {labels.device}"
         raise ValueError(f"{y}: expected shape {expected}, as {x}, got {got}")
-    classes: int = flat.logits(flat.vector(flat.module), images[:1]).shape[1]
+    with torch.no_grad(), training(flat, images.device, 0, "check", ()):
+        classes: int = flat.logits(flat.vector(flat.module), images[:2]).shape[1]
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(f"{y}: expected classes from 0 to {classes - 1}, as the model has logits, got {wrong[0]}")
@@ -68,9 +69,8 @@ def check_labelled(flat: Flat, images: Tensor, labels: Tensor, which: str = "") 
 def gradients(flat: Flat, weights: Tensor, images: Tensor, targets: Tensor) -> Batch:
     """The gradient of `1/B sum_i -<t_i, log_softmax(f(x_i; w))>` by w, for each of E models alone.
 
-    One model is differentiated as any model is, on a CPU over parts of `AT_ONCE` images whose gradients add up. More go
-    through `vmap` together, which a GPU gains by and a CPU loses by: its convolutions with weights of their own for
-    each model are slower ones.
+    One model is differentiated as any model is, over parts of the batch whose gradients add up. More go through `vmap`
+    together: it spares a GPU launches, and costs a CPU time, where convolutions of several weights are slower ones.
 
     Args:
         flat: The models' layout; the module's mode is left as it is.
@@ -80,15 +80,16 @@ def gradients(flat: Flat, weights: Tensor, images: Tensor, targets: Tensor) -> B
     """
     if len(weights) > 1:
         return _together(flat, weights, images, targets)
-    at_once = AT_ONCE if images.device.type == "cpu" else images.shape[1]
+    at_once = _at_once(images[0])
     theta, total, logits = weights[0].detach().requires_grad_(), torch.zeros_like(weights[0]), []
     loss = weights.new_zeros(1)
     for x, y in zip(torch.split(images[0], at_once), torch.split(targets[0], at_once), strict=True):
-        logits.append(flat.logits(theta, x))
-        part = F.cross_entropy(logits[-1], y, reduction="sum") / images.shape[1]
+        said = flat.logits(theta, x)
+        part = F.cross_entropy(said, y, reduction="sum") / images.shape[1]
         total += torch.autograd.grad(part, theta)[0]
         loss += part.detach()
-    return Batch(total[None], loss, torch.cat([each.detach() for each in logits])[None])
+        logits.append(said.detach())
+    return Batch(total[None], loss, torch.cat(logits)[None])
 
 
 def _together(flat: Flat, weights: Tensor, images: Tensor, targets: Tensor) -> Batch:
@@ -113,9 +114,14 @@ def augmented(dsa: Dsa | None, counters: Sequence[Sequence[int]], images: Tensor
 def predictions(flat: Flat, theta: Tensor, images: Tensor) -> Tensor:
     """(n,) int64: the class of the largest logit of a model (P,), in eval mode."""
     flat.module.eval()
-    at_once = AT_ONCE if images.device.type == "cpu" else 1024
     with torch.no_grad():
-        return torch.cat([flat.logits(theta, x).argmax(1) for x in torch.split(images, at_once)])
+        return torch.cat([flat.logits(theta, x).argmax(1) for x in torch.split(images, _at_once(images))])
+
+
+def _at_once(images: Tensor) -> int:
+    """Images of one forward."""
+    pixels = PIXELS if images.device.type == "cpu" else 2**20
+    return max(1, pixels // (images.shape[-2] * images.shape[-1]))
 
 
 @contextmanager

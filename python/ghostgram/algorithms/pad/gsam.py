@@ -56,8 +56,8 @@ def gsam_step(
         Two gradients, and about 18 P operations over 80 P bytes of float32.
 
     Source:
-        Kwon et al., "ASAM" (arXiv 2102.11600), equation 9, for e; Zhuang et al., "Surrogate gap minimization improves
-        sharpness-aware training" (arXiv 2203.08065), algorithm 1, for g''.
+        Kwon et al., "ASAM" (arXiv 2102.11600) for e; Zhuang et al., "Surrogate gap minimization improves
+        sharpness-aware training" (arXiv 2203.08065) for g''.
     """
     first = gradient(weights)
     if rho == 0:

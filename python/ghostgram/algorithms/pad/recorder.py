@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ghostgram._files import TORN, whole_file
 from ghostgram.algorithms.pad import store
-from ghostgram.algorithms.pad.store import HEADER, LOG, ROWS, Line
+from ghostgram.algorithms.pad.store import HEADER, LOG, ROWS, Line, StoreError
 
 ENVIRONMENT = ("version", "torch", "device", "threads")
 """Fields of a header that change no formula, but may change the last bits."""
@@ -55,6 +55,8 @@ class Recorder:
         with held(folder / LOG):
             self._sweep(HEADER)
             found = store.read_header(folder)
+            if found is None and store.read_log(folder):
+                raise StoreError(f"{folder / HEADER}: does not exist, but {LOG} says that experts are finished")
             if found is None:
                 with whole_file(folder / HEADER) as temporary:
                     temporary.write_text(store.sealed(header, indent=1) + "\n", encoding="utf-8")
@@ -115,8 +117,7 @@ class Recorder:
     def taken(self, first: int, wait: bool) -> Iterator[bool]:
         """Keeps other processes from the group whose first expert this is; gives False where one has it.
 
-        A lock that is given up with the group finished leaves its file behind for `finish` to delete: whoever gets hold
-        of a deleted one finds nothing to do.
+        `finish` deletes the lock's file under those that wait for it; whoever gets a deleted one finds nothing to do.
         """
         with held(self._at(first, "lock"), wait) as ours:
             if ours:

@@ -35,19 +35,14 @@ def spread(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:
         workers: How many processes; 1 is this one.
 
     Raises:
-        TypeError: work cannot be pickled.
+        TypeError: As `sent`.
         RuntimeError: A worker died.
     """
     if min(workers, len(items)) < 2:
         return [work(item) for item in items]
-    try:
-        told = pickle.dumps(work)  # not left to multiprocessing: it puts tensors into shared memory, often too small
-    except (pickle.PicklingError, AttributeError, TypeError) as why:
-        wanted = "a make_model that can be pickled, such as functools.partial(ConvNet, 3, 10)"
-        raise TypeError(f"workers: more than 1 needs {wanted}: {why}") from why
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    start = (theirs, told, threads_of(workers))
+    start = (theirs, sent(work), threads_of(workers))
     with theirs, ProcessPoolExecutor(min(workers, len(items)), context, _begin, start) as pool:
         try:
             results = [pool.submit(_do, item) for item in items]
@@ -58,6 +53,19 @@ def spread(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:
             raise RuntimeError("workers: a process died before it was done; what it had written stays") from why
         finally:
             ours.close()  # what workers wait for: also where this process is killed, or one of them has failed
+
+
+def sent(work: Any) -> bytes:
+    """What a worker gets. Not left to multiprocessing, which puts tensors into shared memory, often too small.
+
+    Raises:
+        TypeError: It cannot be pickled.
+    """
+    try:
+        return pickle.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as why:
+        wanted = "a make_model that can be pickled, such as functools.partial(ConvNet, 3, 10)"
+        raise TypeError(f"workers: more than 1 needs {wanted}: {why}") from why
 
 
 _work: Callable[[Any], Any]

@@ -87,8 +87,8 @@ class Trainer:
         """The weights (E, P) after an epoch, and its mean loss and accuracy of each expert."""
         kept = self.indices(epoch)
         orders = [kept[keyed.permutation(self.seed, "expert batches", (e, epoch), len(kept))] for e in experts]
-        device, totals = self.images.device, torch.zeros(2, len(experts), dtype=torch.float64)
-        totals = totals.to(device)
+        device = self.images.device
+        totals = torch.zeros(2, len(experts), dtype=torch.float64, device=device)
         with training(flat, device, self.seed, "expert noise", (experts[0], epoch)):
             for step, rows in enumerate(torch.split(torch.from_numpy(np.stack(orders)), self.batch, dim=1)):
                 x = augmented(self.augment, [(e, epoch, step) for e in experts], self.images, rows)
@@ -132,8 +132,8 @@ class Trainer:
             )
             for i, (expert, row) in enumerate(zip(experts, rows, strict=True))
         ]  # fmt: skip
-        kept = experts if epoch in self.recorder.header["kept"] else ()
-        self.recorder.write({(expert, epoch): row for expert, row in zip(kept, rows)}, lines)  # noqa: B905
+        is_kept = epoch in self.recorder.header["kept"]
+        self.recorder.write(dict(zip([(e, epoch) for e in experts], rows, strict=True)) if is_kept else {}, lines)
         self.recorder.save(experts[0], epoch, trained)
 
 
