@@ -180,6 +180,12 @@ def test_unseen_images_are_warned_of(tmp_path):
         small.run(tmp_path, steps=1, iterations=1)
 
 
+def test_students_come_nearer(tmp_path):
+    small.run(tmp_path, iterations=45, start_bound=3, start_end=3, expand_iters=None, lr_images=1.0, validate=None)
+    losses = [row["losses"][0] for row in read_log(tmp_path)]
+    assert sum(losses[-15:]) < 0.7 * sum(losses[:15])
+
+
 def test_the_earliest_best_iterate_is_kept(tmp_path):
     said = iter([[0.1, 0.3], [0.4, 0.4], [0.5, 0.3], [0.0, 0.1]])
     end = small.run(tmp_path, eval_every=4, validate=lambda state: next(said))

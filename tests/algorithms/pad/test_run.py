@@ -144,6 +144,7 @@ def test_other_data_or_settings_are_refused(finished):
         ({"labels": LABELS[1:]}, ValueError, r"labels: expected shape \(120,\)"),
         ({"labels": LABELS.float()}, TypeError, "labels: expected integers, got torch.float32"),
         ({"labels": LABELS + 1}, ValueError, "labels: expected 0 <= y < 3, got 1 to 3"),
+        ({"ipc": 33}, ValueError, "ipc: expected at most 32, the images of class 0, got 33"),
         ({"preset": "digits-11"}, ValueError, "preset: expected one of"),
         ({"lr_image": 1.0}, ValueError, "lr_image: no such setting"),
         (

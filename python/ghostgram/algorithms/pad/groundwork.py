@@ -91,6 +91,9 @@ class Groundwork:
         kept, held_out, drawn = np.arange(len(truth)), np.arange(0), "none"
         if settings.val_fraction:
             kept, held_out, drawn = split(truth.cpu().numpy(), settings.val_fraction, settings.seed_of_data)
+        sizes = torch.bincount(truth[kept].cpu(), minlength=len(self.classes))
+        if (least := int(sizes.min())) < settings.ipc:
+            raise ValueError(f"ipc: expected at most {least}, the images of class {sizes.argmin()}, got {settings.ipc}")
         self.made_from: dict[str, Any] = {
             "dataset": digest_of(pixels, truth), "held_out": drawn, "whitening": settings.whitening,
             "zca_eps": settings.zca_eps,
@@ -145,13 +148,17 @@ class Groundwork:
         how = {
             "recipe": s.recipe, "experts": s.experts, "epochs": s.expert_epochs, "batch": s.expert_batch,
             "augment": s.augment, "kept": s.kept_epochs, "group": s.group, "model": self._model_text(),
+            "seed": s.seed_of_data,
         }  # fmt: skip
         filters = {"init_ratio": s.init_ratio, "add_end": s.add_end, "removals": s.removals, **self._scored_by()}
         return key({**self.made_from, **how, **(filters if s.recipe == "pad" else {})})
 
     def _scored_by(self) -> dict[str, Any]:
         s = self.settings
-        return {"scorer": s.scorer, "runs": s.scorer_runs, "epoch": s.scorer_epoch, "model": self._model_text()}
+        return {
+            "scorer": s.scorer, "runs": s.scorer_runs, "epoch": s.scorer_epoch, "model": self._model_text(),
+            "seed": s.seed_of_data,
+        }  # fmt: skip
 
     def _model_text(self) -> str:
         return f"{self.flat.module} {self.flat.names} {[tuple(shape) for shape in self.flat.shapes]}"
