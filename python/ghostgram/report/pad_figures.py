@@ -105,7 +105,7 @@ def curves(figure: Figure, curve: Mapping[str, NDArray[Any]], experts: Mapping[s
         iteration[at] + 1, 100 * curve["validation"][at], 100 * curve["validation_std"][at], fmt="o-", markersize=4,
         color=LIGHT["series-2"],
     )  # fmt: skip
-    validation.set(title="Validation", ylabel="% right; bars: deviation over nets")
+    validation.set(title="Validation, std over nets", ylabel="% right")
     for axes in figure.axes:
         axes.set_xlabel("iteration")
     _experts(trained, experts)

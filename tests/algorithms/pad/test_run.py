@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -133,6 +134,21 @@ def test_other_data_or_settings_are_refused(finished):
         distilled(folder, alpha=0.5)
     with pytest.raises(ChangedError, match="dataset: "):
         gg.pad(IMAGES.flip(0), LABELS, folder, preset=SETTINGS, progress=False)
+
+
+def test_another_environment_is_warned_of_and_other_experts_are_refused(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    facts["environment"]["torch"] = "1.0"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    with pytest.warns(UserWarning, match=r"begun with torch 1.0, now "):
+        distilled(tmp_path / "run")
+    (store,) = (tmp_path / "run" / "data").glob("experts-*")
+    lines = (store / "done.jsonl").read_text().splitlines(keepends=True)
+    (store / "done.jsonl").write_text("".join([*lines, lines[0]]))  # as of a store that was recorded again
+    with pytest.raises(ChangedError, match=r"experts_digest: '\w+' before, '\w+' now"):
+        distilled(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

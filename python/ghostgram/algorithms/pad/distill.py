@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ghostgram.algorithms.pad.matching import Match, Matching, matches
 from ghostgram.algorithms.pad.settings import Settings
-from ghostgram.algorithms.pad.state import DistilledState, RunLog, leads
+from ghostgram.algorithms.pad.state import DistilledState, RunLog, group, leads
 
 BETA_FLOOR = 1e-6
 _SKIPS_IN_A_ROW, _SKIP_RATE, _TOO_FEW_TO_JUDGE = 50, 0.2, 100
@@ -173,10 +172,8 @@ def _check_sizes(s: Settings, n: int) -> None:
             f"batch: {s.steps} steps of {size} images see fewer than the {n} distilled ones in an iteration",
             stacklevel=3,
         )
-    if dist.is_initialized() and dist.get_world_size() > s.matches:
-        raise ValueError(
-            f"matches: expected at least one for each of {dist.get_world_size()} processes, got {s.matches}"
-        )
+    if (processes := group()[0]) > s.matches:
+        raise ValueError(f"matches: expected at least one for each of {processes} processes, got {s.matches}")
 
 
 def _stop_if_lost(state: DistilledState, found: Sequence[Match], s: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -38,6 +39,13 @@ class Facts:
         if before := self.read():
             now, then = ({**each["made_from"], **each["settings"]} for each in (mine, before))
             refuse_changes(then, now, allow_changes, self._folder)
+            for name, value in environment.items():
+                if before["environment"].get(name) != value:
+                    warnings.warn(
+                        f"{self._folder}: begun with {name} {before['environment'].get(name)}, now {value}: what is"
+                        " done from here on may differ in its last bits from an undisturbed run",
+                        stacklevel=4,
+                    )
         for torn in self._folder.rglob(f".*{TORN}"):  # of processes that were killed
             torn.unlink()
         kept = {name: before.get(name, {}) for name in ("seconds", "notes", "experts")}

@@ -17,14 +17,15 @@ from ghostgram._files import write_atomically
 from ghostgram.algorithms.pad.augment import Dsa
 from ghostgram.algorithms.pad.controls import split
 from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.experts import digest_of, record
+from ghostgram.algorithms.pad.experts import record
 from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.identity import digest_of
 from ghostgram.algorithms.pad.pixels import as_labels, as_pixels, whitening
 from ghostgram.algorithms.pad.schedule import DifficultySchedule
 from ghostgram.algorithms.pad.scores import Scores, score
 from ghostgram.algorithms.pad.settings import Settings
 from ghostgram.algorithms.pad.state import refuse_changes
-from ghostgram.algorithms.pad.store import Store
+from ghostgram.algorithms.pad.store import LOG, Store
 from ghostgram.training.ranks import led
 
 
@@ -152,6 +153,12 @@ class Groundwork:
         }  # fmt: skip
         filters = {"init_ratio": s.init_ratio, "add_end": s.add_end, "removals": s.removals, **self._scored_by()}
         return key({**self.made_from, **how, **(filters if s.recipe == "pad" else {})})
+
+    @property
+    def experts_digest(self) -> str:
+        """Of what the experts' store says of its rows: their digests among it."""
+        lines = (Path(self.store.folder) / LOG).read_text("utf-8").splitlines()
+        return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=16).hexdigest()
 
     def _scored_by(self) -> dict[str, Any]:
         s = self.settings

@@ -17,11 +17,11 @@ from ghostgram._files import whole_file
 from ghostgram.algorithms.pad.augment import Dsa
 from ghostgram.algorithms.pad.controls import k_centre, random_real
 from ghostgram.algorithms.pad.evaluate import Evaluation, evaluate
-from ghostgram.algorithms.pad.experts import digest_of
 from ghostgram.algorithms.pad.groundwork import Groundwork
+from ghostgram.algorithms.pad.identity import digest_of
 from ghostgram.algorithms.pad.initial import Initial, Panel
 from ghostgram.algorithms.pad.pixels import as_labels, as_pixels
-from ghostgram.algorithms.pad.state import DistilledState, leads
+from ghostgram.algorithms.pad.state import DistilledState, group, leads
 
 PREDICTIONS = "evaluation.npz"
 """labels (n,) of the test images, and (nets, n) predictions by what the nets were trained on."""
@@ -158,7 +158,7 @@ def _read(path: Path, of: str) -> dict[str, Predictions]:
 
 def _from_first(work: Callable[[], T]) -> T:
     """What the first process finds, on all of them."""
-    if not dist.is_initialized():
+    if group()[0] == 1:
         return work()
     found = [work() if leads() else None]
     dist.broadcast_object_list(found)

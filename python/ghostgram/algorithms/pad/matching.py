@@ -17,7 +17,7 @@ from ghostgram.algorithms.pad.keyed import integer, permutation
 from ghostgram.algorithms.pad.mask import Mask
 from ghostgram.algorithms.pad.match import match
 from ghostgram.algorithms.pad.settings import Settings
-from ghostgram.algorithms.pad.state import DistilledState
+from ghostgram.algorithms.pad.state import DistilledState, group
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.pad.augment import Dsa
@@ -76,7 +76,7 @@ def batches(settings: Settings, turn: int, n: int, device: torch.device) -> Call
 
 def matches(matching: Matching, state: DistilledState) -> list[Match]:
     """The matches of the next iteration, shared out over processes; each gets all of them, with the same bits."""
-    size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    size, rank = group()
     shapes = {name: value.shape for name, value in state.momenta.items()}
     found = []
     for k in range(matching.settings.matches):

@@ -87,9 +87,9 @@ def pad(
         DistillationStopped: Students no longer come near experts.
 
     Cost:
-        Experts: 6 F n (1 + [GSAM]) each epoch, F being the multiplications of a forward of one image. An iteration of
-        distillation: about 5 forwards and backwards of N batches; its memory does not grow with N but for N + 1
-        vectors of weights. docs/algorithms/pad.md has times.
+        An epoch of an expert: two forwards and backwards of every image. An iteration: 12 forwards of N batches, see
+        `match`; its memory does not grow with N but for N + 1 vectors of weights. A validation: eval_nets eval_epochs
+        forwards and backwards of the set. docs/algorithms/pad.md has times.
 
     Source:
         PAD (arXiv 2408.03360), on DATM (2310.05773), FTD (2211.11004) and MTT (2203.11932).
@@ -199,7 +199,8 @@ class Run:
         augment = Dsa(s.seed, start.images.shape[-1]) if s.augment else None
         matching = Matching(s, self.ground.flat, self.store, mask, augment)
         with self._part("distillation"), _bar(self._progress, s.iterations) as told:
-            course = Course(self.folder, {**self.made_from, **s.as_json()}, self._allow, self.judge.validation(), told)
+            of = {**self.made_from, "experts_digest": self.ground.experts_digest, **s.as_json()}
+            course = Course(self.folder, of, self._allow, self.judge.validation(), told)
             return distill(matching, start.images, self._first_labels, course)
 
     @property

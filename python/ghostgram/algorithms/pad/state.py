@@ -131,9 +131,15 @@ class RunLog:
         self._file.close()
 
 
+def group() -> tuple[int, int]:
+    """How many processes there are, and which of them this is."""
+    several = dist.is_available() and dist.is_initialized()
+    return (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
+
+
 def leads() -> bool:
     """Whether this process is the one that writes files."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return group()[1] == 0
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
