@@ -24,7 +24,7 @@ OPTIONS = {"docs": 50, "labels": 120, "backend": "exact", "clip": 1.0, "workers"
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run of 13 steps: stages 0, 1 and 2. One thread, as `started` has: on some processors torch's sums depend on it."""
+    """A run of 13 steps: stages 0, 1 and 2; on one thread, as in `started`, for torch's sums may depend on that."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_pool(folder / "pool")
     threads = torch.get_num_threads()
