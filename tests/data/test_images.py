@@ -66,8 +66,9 @@ def test_mnist_5k_comes_in_no_order_of_classes():
     ],
 )
 def test_a_set_has_the_same_bits_everywhere(name, digest):
-    first = load(name)
-    assert first.digest == digest
+    found = load(name)
+    assert found.digest == digest
+    assert found.train_images.flags.writeable  # which torch.from_numpy asks for
 
 
 def test_digits_are_those_of_an_installed_scikit_learn(monkeypatch, tmp_path):
@@ -96,7 +97,9 @@ def idx(array):
 
 def test_an_idx_file_is_read():
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    np.testing.assert_array_equal(read_idx(idx(array), "x"), array)
+    found = read_idx(idx(array), "x")
+    np.testing.assert_array_equal(found, array)
+    found[0] = 1
 
 
 @pytest.mark.parametrize(

@@ -27,4 +27,4 @@ def read_idx(content: bytes, name: str) -> NDArray[np.uint8]:
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
     if len(content) != start + math.prod(shape):
         raise ValueError(f"{name}: expected {start + math.prod(shape)} bytes for shape {shape}, got {len(content)}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # bytes could not be written to

@@ -151,6 +151,14 @@ class Noisy(nn.Module):
         return self.layers(x)
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_model_scores_in_eval_mode(epoch):
+    """Twice the same image has twice the same score, as it would not have under dropout."""
+    images, labels = data()
+    found = score(Noisy, images.repeat(2, 1, 1, 1), labels.repeat(2), runs=1, epoch=epoch).values
+    np.testing.assert_allclose(found[:N], found[N:], rtol=1e-12)
+
+
 def test_runs_agree_to_the_bit_and_global_randomness_is_left_alone():
     images, labels = data(torch.float32)
     before = torch.get_rng_state()
