@@ -49,7 +49,6 @@ def test_nets_are_those_of_torchs_sgd(labels, targets):
 def test_pass_after_which_the_rate_drops_is_501_of_1001(monkeypatch):
     from ghostgram.algorithms.pad import evaluate as module
 
-    rates = []
     monkeypatch.setattr(module, "augmented", lambda dsa, where, images, rows: images[rows])
     monkeypatch.setattr(module, "WEIGHT_DECAY", 0.0)
     monkeypatch.setattr(module, "MOMENTUM", 0.0)

@@ -1,5 +1,8 @@
 """Experts that are trained in a moment."""
 
+import os
+import signal
+import time
 from functools import partial
 
 import torch
@@ -41,3 +44,12 @@ class WithDropout(nn.Module):
 
     def forward(self, x):
         return self.net(x)
+
+
+def sleep_or(what, item):
+    """Item 0 takes its time; the other one fails, or its process dies."""
+    if item == 0:
+        time.sleep(300)
+    if what == "fail":
+        raise ValueError(f"item {item} is wrong")
+    os.kill(os.getpid(), signal.SIGKILL)
