@@ -136,7 +136,8 @@ def _page(found: PadRun, out: Path) -> str:
             f"Curves over {len(made['iteration'])} iterations; {kept} of {int(made['matches'].sum())} matches kept."
         )
         body.append(figure(svg(drawing, "curves"), alternative))
-    body += ["<h2>Time</h2>", table(("", "seconds"), [(k, f"{v:,.1f}") for k, v in found.facts["seconds"].items()])]
+    seconds = {**found.facts["seconds"], "iterations, all together": float(made["seconds"].sum())}
+    body += ["<h2>Time</h2>", table(("", "seconds"), [(part, f"{s:,.1f}") for part, s in seconds.items()])]
     for heading in ("settings", "made_from", "environment"):
         rows = [(escape(str(k)), escape(str(v))) for k, v in found.facts[heading].items()]
         body += [f"<h2>{heading.replace('_', ' ').capitalize()}</h2>", table((), rows, kind="settings")]
