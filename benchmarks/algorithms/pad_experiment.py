@@ -102,8 +102,8 @@ def main() -> None:
         return
     warnings.simplefilter("once")
     torch.set_num_threads(1)
-    for seed in SEEDS:
-        for ipc in options.ipc:
+    for ipc in options.ipc:
+        for seed in SEEDS:
             for arm in ARMS:
                 key = f"{ipc} {arm} {seed}"
                 if key not in (found := kept(options.data)):
