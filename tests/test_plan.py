@@ -37,7 +37,7 @@ ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/
     "data": {"data", "_files"},
     "report": {"report", "_files"},
     "testing": {"testing", "reference", "_dispatch", "_arrays", "_C"},
-    "cli": {"cli", "algorithms", "report", "testing", "_dispatch", "_C", "_files"},
+    "cli": {"cli", "algorithms", "data", "report", "testing", "_dispatch", "_C", "_files"},
 }
 
 MAY_KNOW_PYTHON = re.compile(r"\w+/\w+_bind\.cpp|module\.cpp|core/view\.(h|cpp)|core/cuda_workspace\.(h|cpp)")

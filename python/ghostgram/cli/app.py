@@ -6,7 +6,7 @@ import dataclasses
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -15,10 +15,13 @@ from rich.table import Table
 
 from ghostgram import _dispatch
 from ghostgram.cli import doctor as examination
+from ghostgram.cli import pad_app
 from ghostgram.cli.mates_app import app as mates
+from ghostgram.cli.refusal import refuse
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Per-sample gradient statistics.")
 app.add_typer(mates, name="mates")
+app.add_typer(pad_app.app, name="pad")
 
 
 @app.command()
@@ -56,7 +59,7 @@ def values(
     """
     needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
     if missing := [name for name in needed if find_spec(name) is None]:
-        _refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]")
+        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "values")
     from ghostgram.algorithms.in_run_shapley.reading import LogError
     from ghostgram.cli import values as reading
     from ghostgram.cli.values_tables import draw
@@ -64,7 +67,7 @@ def values(
     try:
         found = reading.examine(log, sources, top)
     except LogError as why:
-        _refuse(str(why))
+        refuse(str(why), "values")
     written = reading.write(found, out, figures) if out else []
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
@@ -72,11 +75,6 @@ def values(
     draw(found, Console())
     if written:
         typer.echo(f"{out}: {', '.join(path.name for path in written)}")
-
-
-def _refuse(why: str) -> NoReturn:
-    typer.echo(f"ghostgram values: {why}", err=True)
-    raise typer.Exit(2)
 
 
 def _draw(report: examination.Report, console: Console) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from ghostgram.cli.refusal import refuse
 
 if TYPE_CHECKING:
     from ghostgram.cli.mates_settings import Settings
@@ -126,19 +128,14 @@ def _say(folder: str | None, manifest: dict[str, Any], as_json: bool, found: str
 def _refusing(command: str, *needed: str) -> Iterator[None]:
     """Says in one line what cannot be done and why, and exits with 2."""
     if missing := [name for name in ("pyarrow", *needed) if find_spec(name) is None]:
-        _refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", command)
+        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", f"mates {command}")
     from ghostgram.algorithms.mates.scoring.engine import EngineError
 
     try:
         yield
     except (ValueError, ImportError, OSError, EngineError) as why:
-        _refuse(str(why), command)
+        refuse(str(why), f"mates {command}")
     except RuntimeError as why:
         if type(why).__name__ != "AuditError":  # which torch would have to be imported for
             raise
-        _refuse(str(why), command)
-
-
-def _refuse(why: str, command: str) -> NoReturn:
-    typer.echo(f"ghostgram mates {command}: {why}", err=True)
-    raise typer.Exit(2)
+        refuse(str(why), f"mates {command}")
