@@ -16,8 +16,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def device_stem(device: str | None = None) -> str:
-    """The name of a device, or else of the processor, as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", (device or roofline.processor()).lower()).strip("-")
+    """The name of a device as a file name; of the processor with its instruction set, for "AMD EPYC" names many."""
+    named = device or f"{roofline.processor()} {_C.isa()}"
+    return re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")
 
 
 def save(

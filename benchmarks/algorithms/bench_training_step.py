@@ -1,7 +1,7 @@
 """A training step with In-Run Data Shapley beside the plain one: what it costs, in which part, and in memory.
 
 Every part is a share of the plain step's time; `rest` is what remains: forward and backward of tapped layers against
-those of plain ones, the way to the middle of the step and back, sums.
+those of plain ones, a copy of the weights, sums.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ WAYS: dict[str, dict[str, Any]] = {
 PARTS = {
     "validation gradients": [(validation.ValidationSets, "gradients")],
     "validation losses": [(validation.ValidationSets, "losses")],
-    "directions": [(directions, "first_order"), (directions, "preconditioned")],
+    "directions": [(directions, "first_order"), (directions.Line, "begin"), (directions.Line, "times")],
+    "to the middle and back": [(directions.Line, "go_to"), (directions.Line, "leave")],
     "late dots": [(scoring.Scorer, "_take_late")],
     "gradient norms, sum check": [(scoring.GradientRecord, "__init__"), (scoring.Scorer, "_check")],
     "log": [(log.RunLog, "samples"), (log.RunLog, "change")],

@@ -56,7 +56,8 @@ def test_several_ranks_find_what_one_process_finds(spread, how, count, name):
             c: true[c] for c in ("step", "set", "order", "v_state", "g_val_age")
         }
         for column in SUMS:
-            scale = max(abs(true["sum_phi"]), abs(true["l_before"] or 0), 1.0)
+            parts = true["sum_phi"], true["l_before"] or 0, true["cumulative_residual"] or 0, 1.0
+            scale = max(map(abs, parts))
             assert row[column] == (true[column] and pytest.approx(true[column], abs=tolerance * scale)), column
     for n, weight in expected["weights"].items():
         torch.testing.assert_close(ranks[0]["weights"][n], weight, rtol=tolerance, atol=max(tolerance, 1e-9))

@@ -164,6 +164,12 @@ def peft_lora() -> nn.Module:
     return get_peft_model(model, LoraConfig(r=2, lora_alpha=3, target_modules=targets))
 
 
+LSTM_REFUSES = (
+    {}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else {"bfloat16 autocast": "torch has no bfloat16 LSTM for a processor without AVX-512"}
+)
+
 ENTRIES = [
     Entry("MLP", MLP, real("x", 7), batch_4d=real("x", 2, 3, 7, labels=(2, 3))),
     Entry("gated decoder", GatedDecoder, text()),
@@ -172,7 +178,7 @@ ENTRIES = [
     Entry("nn.MultiheadAttention", CrossAttention, text(labels=None, classes=CLASSES)),
     Entry("bag of words", BagOfWords, text(labels=None, classes=CLASSES)),
     Entry("text CNN", TextCNN, text(labels=None, classes=CLASSES)),
-    Entry("LSTM", lambda: Recurrent(nn.LSTM), text()),
+    Entry("LSTM", lambda: Recurrent(nn.LSTM), text(), refuses=LSTM_REFUSES),
     Entry("GRU", lambda: Recurrent(nn.GRU), text()),
     Entry("weight norm", Normalised, real("x", 7)),
     Entry("LoRA on Llama", lora, text()),

@@ -38,7 +38,7 @@ def secant(
         `Linearised(P, h)` of each parameter; where grad is zero, P is the limit.
 
     Cost:
-        About 25 operations an element, two arrays of each parameter's size.
+        About 20 operations an element, five arrays of the parameter's size, of which two remain.
 
     Source:
         Aumann and Shapley, Values of Non-Atomic Games (1974); derivation and figures:
@@ -59,29 +59,32 @@ def adam_secant(
     """`secant` of one parameter under Adam: from the tensors of its state, which may be wider than the parameter's."""
     lr, decay, eps = float(group["lr"]), float(group["weight_decay"]), float(group["eps"])
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    sign = -1.0 if group["maximize"] else 1.0
     steps = float(state["step"]) + 1.0 if state else 1.0
     rate, correction = lr / (1.0 - beta1**steps), 1.0 - beta2**steps
 
-    # What Adam reads is `constant` on no gradient, and `constant + read` on the batch's.
-    read, constant = sign * grad, torch.zeros_like(w) if decoupled else decay * w
-    first, second = (1.0 - beta1) * constant, (1.0 - beta2) * constant.square()
-    if state:
-        first += beta1 * state["exp_avg"]
-        second += beta2 * state["exp_avg_sq"]
-    growth = (1.0 - beta2) * (2.0 * constant + read)  # of the second moment, over read
-    grown = second + growth * read
+    # In place wherever it can be: an array of this size is new pages, which cost more than the operation does. Second
+    # moments are divided by their correction from the start.
+    read = -grad if group["maximize"] else grad
+    first = state["exp_avg"] * beta1 if state else torch.zeros_like(w)
+    second = state["exp_avg_sq"] * (beta2 / correction) if state else torch.zeros_like(w)
+    growth = read * ((1.0 - beta2) / correction)  # of the second moment, over read
+    if decay and not decoupled:  # what Adam reads is decay * w on no gradient, and decay * w + read on the batch's
+        first.add_(w, alpha=(1.0 - beta1) * decay)
+        second.addcmul_(w, w, value=(1.0 - beta2) / correction * decay**2)
+        growth.add_(w, alpha=2.0 * (1.0 - beta2) / correction * decay)
+    grown = torch.addcmul(second, growth, read)
     if group["amsgrad"] and state:
-        held = torch.maximum(second, state["max_exp_avg_sq"]), torch.maximum(grown, state["max_exp_avg_sq"])
-        quotient = torch.where(read != 0, (held[1] - held[0]) / read, 0.0)
-        growth = torch.where((held[0] == second) & (held[1] == grown), growth, quotient)
-        second, grown = held
-    root, root_grown = (second / correction).sqrt(), (grown / correction).sqrt()
-    A, A_grown = root + eps, root_grown + eps
-    both = root + root_grown
-    lengthening = torch.where(both > 0, growth / (correction * both), 0.0)  # (A_grown - A) / read
-    P = rate * ((1.0 - beta1) - first / A * lengthening) / A_grown
-    h = -rate * first / A
+        largest = state["max_exp_avg_sq"] / correction
+        held, held_grown = torch.maximum(second, largest), torch.maximum(grown, largest)
+        quotient = torch.where(read != 0, (held_grown - held) / read, 0.0)
+        growth = torch.where((held == second) & (held_grown == grown), growth, quotient)
+        second, grown = held, held_grown
+    root, root_grown = second.sqrt_(), grown.sqrt_()
+    lengthening = growth.div_(root + root_grown).nan_to_num_(0.0, 0.0, 0.0)  # (A(G) - A(0)) / G, 0 where both are 0
+    h = first.div_(root.add_(eps))
+    P = lengthening.mul_(h).neg_().add_(1.0 - beta1).div_(root_grown.add_(eps))
+    P.mul_(-rate if group["maximize"] else rate)
+    h.mul_(-rate)
     if decay and decoupled:
-        h -= lr * decay * w
-    return Linearised(sign * P, h)
+        h.add_(w, alpha=-lr * decay)
+    return Linearised(P, h)

@@ -24,7 +24,7 @@ OPTIONS = {"docs": 50, "labels": 120, "backend": "exact", "clip": 1.0, "workers"
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run of 13 steps: stages 0, 1 and 2. One thread, as `started` has: on some processors torch's sums depend on it."""
+    """A run of 13 steps: stages 0, 1 and 2; on one thread, as in `started`, for torch's sums may depend on that."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_pool(folder / "pool")
     threads = torch.get_num_threads()
@@ -63,7 +63,7 @@ def test_what_is_complete_is_read_and_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(label_stage.Rows, "labelled", fail)
     monkeypatch.setattr("ghostgram.algorithms.mates.influence.model.fit", fail)
     monkeypatch.setattr("ghostgram.algorithms.mates.scoring.score.run_units", fail)
-    monkeypatch.setattr("ghostgram.algorithms.mates.run.select", fail)
+    monkeypatch.setattr("ghostgram.algorithms.mates.stages.select", fail)
     again = gg.mates(model, optimizer, pool, reference(), TASK, tmp_path / "run", **OPTIONS)
     assert files(tmp_path / "run") == before
     assert again.plan.table.equals(first.plan.table)

@@ -62,7 +62,7 @@ def first_order(
         for p, (_, h) in zip(parameters, steps, strict=True):
             if h is not None:
                 history[p] = torch.stack([dot(gradient[p], h) for gradient in gradients])
-        directions |= _preconditioned(parameters, steps, gradients)
+        directions |= _times(parameters, [P for P, _ in steps], gradients)
     return directions, dict(zip(history, ranks.over_elements(gathered(history.values())), strict=True))
 
 
@@ -73,21 +73,65 @@ def preconditioned(
     directions: Directions = {}
     for group, parameters in together(groups, scaled):
         steps = linearise(group, parameters, [scaled[p] for p in parameters])
-        directions |= _preconditioned(parameters, steps, gradients)
+        directions |= _times(parameters, [P for P, _ in steps], gradients)
     return directions
 
 
-def _preconditioned(
-    parameters: Sequence[nn.Parameter], steps: Sequence[Linearised], gradients: list[Gradient]
-) -> Directions:
+def _times(parameters: Sequence[nn.Parameter], Ps: Sequence[Tensor], gradients: list[Gradient]) -> Directions:
     """P * gradient of some parameters, in the dtype that sums are kept in; a single set's gradient is not copied."""
     directions = {}
     for p in parameters:
         of_sets = [gradient.pop(p).detach() for gradient in gradients]
         directions[p] = sums(of_sets[0].unsqueeze(0) if len(of_sets) == 1 else torch.stack(of_sets))
     for k in range(len(gradients)):
-        torch._foreach_mul_([directions[p][k] for p in parameters], [each.P for each in steps])
+        torch._foreach_mul_([directions[p][k] for p in parameters], list(Ps))
     return directions
+
+
+class Line:
+    """The weights on their way from w to w + h and on to w + Delta; `leave` puts them back to the bit.
+
+    Holds two arrays of each parameter's size, w and P. Every `go_to` rounds the weights once.
+    """
+
+    def __init__(self, groups: Groups, scaled: Mapping[nn.Parameter, Tensor]) -> None:
+        self._groups, self._scaled, self._share = groups, scaled, 0.0
+        self._back = {p: local(p).detach().clone() for p in scaled}
+        self._P: list[tuple[list[nn.Parameter], list[Tensor]]] = []
+
+    @torch.no_grad()
+    def begin(self, linearise: Linearise) -> bool:
+        """Moves the weights to w + h; says whether there is an h."""
+        has_history = False
+        for group, parameters in together(self._groups, self._scaled):
+            steps = linearise(group, parameters, [self._scaled[p] for p in parameters])
+            self._P.append((parameters, [P for P, _ in steps]))
+            for p, (_, h) in zip(parameters, steps, strict=True):
+                if h is not None:
+                    local(p).add_(h)
+                    has_history = True
+        return has_history
+
+    @torch.no_grad()
+    def go_to(self, share: float) -> None:
+        """Moves the weights to w + h - share P G."""
+        for parameters, Ps in self._P:
+            for p, P in zip(parameters, Ps, strict=True):
+                local(p).addcmul_(P.expand_as(self._scaled[p]), self._scaled[p], value=self._share - share)
+        self._share = share
+
+    def times(self, gradients: list[Gradient]) -> Directions:
+        """P * gradient; uses up the gradients."""
+        directions: Directions = {}
+        for parameters, Ps in self._P:
+            directions |= _times(parameters, Ps, gradients)
+        return directions
+
+    @torch.no_grad()
+    def leave(self) -> None:
+        """Puts the weights back."""
+        for p, w in self._back.items():
+            local(p).copy_(w)
 
 
 def along_the_step(
@@ -106,9 +150,6 @@ def along_the_step(
     O(|Delta|^3) and needs no second derivative, so that any attention kernel will do. Where f is not quadratic, as at a
     cliff, the middles of 3, 9 or 27 equal parts are taken, whose mean tends to the Aumann-Shapley value of f.
 
-    The weights are moved there and back to the bit, which takes a copy of them; P and h are computed again for each
-    use rather than held, which would take two more.
-
     Args:
         linearise: How the optimizer's step is linearised.
         groups: parameter -> its param_group.
@@ -120,38 +161,18 @@ def along_the_step(
 
     Returns:
         The directions, and the history l_k(w + h) - l_k(w), (K,).
+
+    Cost:
+        One linearisation, a validation loss and a gradient; in steps that bend another loss and 2, 8 or 26 more
+        gradients.
     """
-    backup = {p: local(p).detach().clone() for p in scaled}
-    reached = {p: groups[p] for p in scaled}
-
-    @torch.no_grad()
-    def move(share: float) -> bool:
-        """From w to w + h - share P G; says whether there is an h."""
-        has_history = False
-        for group, parameters in together(groups, scaled):
-            grads = [scaled[p] for p in parameters]
-            for p in parameters:
-                local(p).copy_(backup[p])
-            for p, grad, (P, h) in zip(parameters, grads, linearise(group, parameters, grads), strict=True):
-                w = local(p)
-                if h is not None:
-                    w.add_(h)
-                    has_history = True
-                if share:
-                    w.addcmul_(P.expand_as(w), grad, value=-share)
-        return has_history
-
-    @torch.no_grad()
-    def restore() -> None:
-        for p, w in backup.items():
-            local(p).copy_(w)
+    line = Line(groups, scaled)
 
     def at(share: float) -> tuple[Tensor, Directions]:
         """(K,) losses at w + h - share P G, and P times their gradients."""
-        move(share)
+        line.go_to(share)
         losses, gradients = sets.gradients(model, list(groups))
-        restore()
-        return losses, preconditioned(linearise, reached, gradients, scaled)
+        return losses, line.times(gradients)
 
     def slope() -> Tensor:
         """(K,) -<directions, G>."""
@@ -159,12 +180,12 @@ def along_the_step(
         return -ranks.over_elements(products.sum(0))
 
     try:
-        start = sets.losses(model) if move(0.0) else before
+        start = sets.losses(model) if line.begin(linearise) else before
         middle, directions = at(0.5)
         change = slope()
         size = (start - before).abs() + change.abs() + RESOLVED * before.abs()
         if (2 * (middle - start) - change).abs().gt(BENT * size).any():  # the first half of the line, twice
-            move(1.0)
+            line.go_to(1.0)
             end, parts = sets.losses(model), 1
             while (end - start - change).abs().gt(CLOSE * size).any() and parts < PARTS:
                 parts *= 3
@@ -176,7 +197,7 @@ def along_the_step(
                             directions[p].add_(d, alpha=1 / parts)
                 change = slope()
     finally:
-        restore()
+        line.leave()
     return directions, start - before
 
 

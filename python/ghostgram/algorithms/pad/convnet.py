@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostgram.algorithms.pad import keyed
@@ -60,8 +61,40 @@ def _block(channels: int, width: int, padding: int) -> nn.Sequential:
     block.add_module("conv", nn.Conv2d(channels, width, 3, padding=padding))
     block.add_module("norm", nn.GroupNorm(width, width))
     block.add_module("act", nn.ReLU())
-    block.add_module("pool", nn.AvgPool2d(2))
+    block.add_module("pool", Halving())
     return block
+
+
+class Halving(nn.Module):
+    """The mean over 2x2 pixels, as `AvgPool2d(2)`; a last odd row or column is left out.
+
+    On a CPU it is a product of every two rows with a matrix that has four entries of 1/4 in a column: torch pools there
+    without vector instructions (docs/algorithms/pad_experts.md has what a gradient gains).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, C, H // 2, W // 2)."""
+        if not _in_pairs(x):
+            return F.avg_pool2d(x, 2)
+        n, channels, height, width = x.shape
+        halved: Tensor = x.reshape(n, channels, height // 2, 2 * width) @ _means(width, x)
+        return halved
+
+    def transposed(self, g: Tensor, x: Tensor) -> Tensor:
+        """The gradient by x, from that by the output."""
+        if not _in_pairs(x):
+            below: Tensor = torch.ops.aten.avg_pool2d_backward(g, x, [2, 2], [2, 2], [0, 0], False, True, None)
+            return below
+        return (g @ _means(x.shape[3], x).T).view(x.shape)
+
+
+def _in_pairs(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.shape[2] % 2 == x.shape[3] % 2 == 0
+
+
+def _means(width: int, like: Tensor) -> Tensor:
+    """(2 width, width / 2): from two rows, one after the other, to the means over 2x2."""
+    return torch.eye(width // 2, dtype=like.dtype).repeat_interleave(2, 0).repeat(2, 1) / 4
 
 
 def initialised(make: Callable[[], nn.Module], seed: int, stream: str, counters: Sequence[int]) -> nn.Module:

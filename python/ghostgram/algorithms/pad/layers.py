@@ -79,6 +79,14 @@ class AvgPool2d(_WithoutWeights):
         return below
 
 
+class Halving(_WithoutWeights):
+    """Means of 2x2 pixels."""
+
+    def _back(self, g: Tensor) -> Tensor:
+        below: Tensor = self.module.transposed(g, self.x)
+        return below
+
+
 class ReLU(_WithoutWeights):
     """max(x, 0), its derivative 0 at 0."""
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.pad import layers
-from ghostgram.algorithms.pad.convnet import ConvNet
+from ghostgram.algorithms.pad.convnet import ConvNet, Halving
 from ghostgram.algorithms.pad.flat import Flat
 
 _KINDS: dict[type[nn.Module], type[layers.Layer]] = {
+    Halving: layers.Halving,
     nn.AvgPool2d: layers.AvgPool2d,
     nn.Conv2d: layers.Conv2d,
     nn.Flatten: layers.Flatten,
