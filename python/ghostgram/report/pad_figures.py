@@ -39,7 +39,7 @@ def grid(path: Path, pixels: Floats, classes: Sequence[str], title: str, *, sign
     scaled = np.clip((shown - middle + reach) / (2 * reach), 0, 1)
     tiled = _tiled(scaled, 0.5 if signed else 1.0)
     wide, high = shown.shape[1], len(classes)
-    cell = max(_CELL, 1.6 / wide)
+    cell = max(_CELL, min(0.7, 1.6 / wide))
     with canvas(cell * wide + 1.6, cell * high + 0.7) as figure:
         axes = figure.subplots()
         colours = "RdBu_r" if signed else "gray"
