@@ -99,7 +99,8 @@ def curves(figure: Figure, curve: Mapping[str, NDArray[Any]], experts: Mapping[s
             norms.plot(iteration, found, color=LIGHT[series(index)], linewidth=0.8, label=label)
     norms.set(title="Norms of gradients", yscale="log")
     if norms.lines:
-        norms.legend(loc="best", handlelength=1.0)
+        norms.set_ylim(top=20 * norms.get_ylim()[1])  # room for the legend
+        norms.legend(loc="upper left", ncols=3, handlelength=0.8, columnspacing=0.8)
     at = np.isfinite(curve["validation"])
     validation.errorbar(
         iteration[at] + 1, 100 * curve["validation"][at], 100 * curve["validation_std"][at], fmt="o-", markersize=4,
