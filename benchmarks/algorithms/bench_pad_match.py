@@ -1,11 +1,10 @@
 """PAD's matching gradient: what the exact one costs beside the full graph, and how far TESLA's is from both.
 
-    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py cost               # minutes, 4 GB
-    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py tesla
-    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py passes
+    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py                # all parts: minutes
+    PYTHONPATH=benchmarks python benchmarks/algorithms/bench_pad_match.py cost memory passes tesla      # or some
 
 Times are CPU seconds of one thread; all ways take turns, and the median over rounds is shown. Memory is the most that
-was resident during a call beyond what was before it, without the (N + 1) P scalars of the weights that are kept.
+was resident during a call beyond what was before it.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ COUNTED = 10  # steps whose products are counted
 STUDENTS = {  # channels, classes, width, depth, size, batch
     "digits, D2-32, 8x8, batch 100": (1, 10, 32, 2, 8, 100),
     "fashion, D3-32, 28x28, batch 10": (1, 10, 32, 3, 28, 10),
-    "CIFAR, D3-128, 32x32, batch 5": (3, 10, 128, 3, 32, 5),
+    "CIFAR, D3-128, 32x32, batch 2": (3, 10, 128, 3, 32, 2),
 }
 WAYS = {
     "full graph": {"gradient": "full"},
@@ -70,42 +69,54 @@ def case(
     return problem, images, 2 * torch.randn(shape[0], classes, generator=chance, dtype=dtype)
 
 
-def measured(call: Callable[[], object]) -> tuple[float, float]:
-    """CPU seconds, and MiB at the peak."""
-    before, started = memory.start(), time.process_time()
+def seconds(call: Callable[[], object]) -> float:
+    """CPU time."""
+    started = time.process_time()
     call()
-    return time.process_time() - started, memory.peak_since(before) or 0.0
+    return time.process_time() - started
+
+
+def peak(call: Callable[[], object]) -> float:
+    """MiB resident at the peak, beyond what was before."""
+    with memory.pages_of_their_own():
+        before = memory.start()
+        call()
+        return memory.peak_since(before) or 0.0
 
 
 def cost(console: Console) -> None:
+    """CPU seconds of every way."""
     for title, (channels, classes, width, depth, size, batch) in STUDENTS.items():
-        table = Table("N", "way", "s", "of full", "s per step", "MiB beside weights", title=title)
+        table = Table("N", "way", "s", "of full", "s per step", title=title)
         make = partial(ConvNet, channels, classes, width, depth, size)
         for steps in STEPS:
             problem, images, labels = case(make, (batch, channels, size, size), classes, steps)
             calls = {name: partial(match, problem, images, labels, 0.01, **way) for name, way in WAYS.items()}
-            turns = [{name: measured(call) for name, call in calls.items()} for _ in range(ROUNDS)]
-            seconds = {name: statistics.median(turn[name][0] for turn in turns) for name in WAYS}
+            turns = [{name: seconds(call) for name, call in calls.items()} for _ in range(ROUNDS)]
             for name in WAYS:
-                kept = 0 if name == "full graph" else steps + 1
-                peak = statistics.median(turn[name][1] for turn in turns) - kept * problem.flat.P * 4 / 2**20
-                ratio = seconds[name] / seconds["full graph"]
-                table.add_row(
-                    str(steps),
-                    name,
-                    f"{seconds[name]:.3f}",
-                    f"{ratio:.2f}",
-                    f"{seconds[name] / steps:.4f}",
-                    f"{peak:.0f}",
-                )
+                median, full = (statistics.median(turn[way] for turn in turns) for way in (name, "full graph"))
+                table.add_row(str(steps), name, f"{median:.3f}", f"{median / full:.2f}", f"{median / steps:.4f}")
             table.add_section()
         console.print(table)
 
 
+def resident(console: Console) -> None:
+    """Peak memory of every way; "exact" beside its kept weights as well."""
+    for title, (channels, classes, width, depth, size, batch) in STUDENTS.items():
+        table = Table("N", *WAYS, "exact, beside weights", title=f"MiB of {title}")
+        make = partial(ConvNet, channels, classes, width, depth, size)
+        for steps in STEPS:
+            problem, images, labels = case(make, (batch, channels, size, size), classes, steps)
+            peaks = {name: peak(partial(match, problem, images, labels, 0.01, **way)) for name, way in WAYS.items()}
+            beside = peaks["exact"] - (steps + 1) * problem.flat.P * 4 / 2**20
+            table.add_row(str(steps), *(f"{mib:.1f}" for mib in peaks.values()), f"{beside:.1f}")
+        console.print(table)
+
+
 def passes(console: Console) -> None:
-    """What a step's parts cost: the gradient of the way forward, and each form of the second-order pass."""
+    """What a step's parts cost: the gradient on the way forward, and each form of the second-order pass."""
     names = ("gradient", "layers", "double_backward", "jvp")
-    seconds = Table("student", *names, title="CPU seconds of one step")
+    times = Table("student", *names, title="CPU seconds of one step")
     products = Table("student", *names, "full graph", title="FLOPs of products per step, in forward passes")
     for title, (channels, classes, width, depth, size, batch) in STUDENTS.items():
         make = partial(ConvNet, channels, classes, width, depth, size)
@@ -115,12 +126,12 @@ def passes(console: Console) -> None:
         calls = {"gradient": partial(inner.gradient, problem.start, 0)} | {
             name: partial(form_of(name, problem.flat), inner, 0, piece, problem.start, direction) for name in names[1:]
         }
-        turns = [{name: measured(call)[0] for name, call in calls.items()} for _ in range(10)]
-        seconds.add_row(title, *(f"{statistics.median(turn[name] for turn in turns[2:]):.4f}" for name in names))
+        turns = [{name: seconds(call) for name, call in calls.items()} for _ in range(10)]
+        times.add_row(title, *(f"{statistics.median(turn[name] for turn in turns[2:]):.4f}" for name in names))
         forward = flops(partial(problem.flat.logits, problem.start, images))
         full = flops(partial(match, problem, images, labels, 0.01, "full")) / COUNTED
         products.add_row(title, *(f"{count / forward:.2f}" for count in (*map(flops, calls.values()), full)))
-    console.print(seconds, products)
+    console.print(times, products)
 
 
 def flops(call: Callable[[], object]) -> int:
@@ -148,7 +159,7 @@ def tesla(console: Console) -> None:
     console.print(table)
 
 
-PARTS = {"cost": cost, "passes": passes, "tesla": tesla}
+PARTS = {"cost": cost, "memory": resident, "passes": passes, "tesla": tesla}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -67,10 +67,6 @@ class State(NamedTuple):
     v: Tensor | None
     """(P,) the momentum buffer; None without momentum."""
 
-    def to(self, device: torch.device) -> State:
-        """The same on another device."""
-        return State(self.theta.to(device), None if self.v is None else self.v.to(device))
-
 
 class Piece(NamedTuple):
     """A part of a step's batch, small enough for memory."""

@@ -45,21 +45,16 @@ class Layer(ABC):
 
 
 class _WithoutWeights(Layer):
-    """A layer that treats derivatives as it treats values: it is linear where it is."""
+    """A layer that treats derivatives as it treats values, being linear; of its input only the shape is used."""
 
     def forward(self, x: Tensor, dx: Tensor | None) -> Value:
         """One pass, or two."""
-        self.x, self.y = x, self.module(x)
-        return self.y, None if dx is None else self._moved(dx)
+        self.x = x
+        return self.module(x), None if dx is None else self.module(dx)
 
     def backward(self, g: Tensor | None, dg: Tensor) -> Gradient:
         """One pass, or two."""
         return None if g is None else self._back(g), self._back(dg)
-
-    def _moved(self, dx: Tensor) -> Tensor:
-        """The output's derivative."""
-        moved: Tensor = self.module(dx)
-        return moved
 
     @abstractmethod
     def _back(self, g: Tensor) -> Tensor:
@@ -95,8 +90,10 @@ class Halving(_WithoutWeights):
 class ReLU(_WithoutWeights):
     """max(x, 0), its derivative 0 at 0."""
 
-    def _moved(self, dx: Tensor) -> Tensor:
-        return self._back(dx)
+    def forward(self, x: Tensor, dx: Tensor | None) -> Value:
+        """The output says where it is linear, and is kept for it."""
+        self.y = self.module(x)
+        return self.y, None if dx is None else self._back(dx)
 
     def _back(self, g: Tensor) -> Tensor:
         below: Tensor = aten.threshold_backward(g, self.y, 0)

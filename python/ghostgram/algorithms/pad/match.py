@@ -77,10 +77,10 @@ def match(
             cannot be replayed.
 
     Cost:
-        In units of a forward pass of the N B images: 12 for "exact" (3 forwards and backwards of a step, 9 of their
-        second-order pass), 9 for "full", another 3 with "sqrt". Memory beside the set: "exact" the graph of a step or
-        chunk and (N + 1) P scalars (on the host for "host", 2 sqrt(N) P for "sqrt"); "full" the graphs of N steps.
-        Momentum doubles the scalars.
+        In units of a forward pass of the N B images: 11 for "exact" (3 on the way forward, 8 of closed forms, which are
+        9 of a double backward), 9 for "full", another 3 with "sqrt". Memory beside the set: "exact" what one step or
+        chunk needs and (N + 1) P scalars (on the host for "host", 2 sqrt(N) P for "sqrt"), "full" the graphs of N
+        steps. Momentum doubles the scalars.
 
     Source:
         The loss is MTT's (arXiv 2203.11932), masks are PAD's (arXiv 2408.03360), "tesla" is TESLA's (arXiv

@@ -78,25 +78,32 @@ def by_reverse(inner: Inner, store: Store, form: Form, through_weights: bool) ->
 
 
 class _Trajectory:
-    """The states of the inner loop, to be walked back over; each is let go as soon as it has been given."""
+    """The states of the inner loop, to be walked back over."""
 
     def __init__(self, inner: Inner, store: Store) -> None:
-        steps = inner.problem.steps
+        steps, theta, on_host = inner.problem.steps, inner.problem.start, store == "host"
         self._inner = inner
-        self._device = torch.device("cpu") if store == "host" else inner.images.device
         self._every = math.ceil(math.sqrt(steps)) if store == "sqrt" else 1
-        self._kept: list[State] = []
+        # One piece of memory. Many of them, made between a step's own, would keep those from being given back.
+        self._kept = torch.empty(
+            *(math.ceil(steps / self._every), 2 if inner.problem.momentum else 1, len(theta)),
+            dtype=theta.dtype,
+            device="cpu" if on_host else theta.device,
+            pin_memory=on_host and theta.is_cuda,
+        )
         self.end = inner.start()
         for i, state in enumerate(inner.run(self.end, 0, steps)):
             if i % self._every == 0:
-                self._kept.append(self.end.to(self._device))
+                for kept, part in zip(self._kept[i // self._every], self.end, strict=False):
+                    kept.copy_(part, non_blocking=True)
             self.end = state
 
     def backwards(self) -> Iterator[tuple[int, State]]:
         """(i, the state before step i), from the last step to the first."""
         last = self._inner.problem.steps
-        while self._kept:
-            state, first = self._kept.pop().to(self._inner.images.device), len(self._kept) * self._every
+        for k in reversed(range(len(self._kept))):
+            theta, *v = self._kept[k].to(self.end.theta.device, non_blocking=True)
+            first, state = k * self._every, State(theta, *v or [None])
             stretch = [state, *self._inner.run(state, first, last - 1)]
             for i in reversed(range(first, last)):
                 yield i, stretch.pop()

@@ -70,9 +70,12 @@ class Stack:
         z, dz = value
         assert dz is not None  # a flat vector has weights
         s, gradient, by = _cross_entropy(z, dz, labels)
-        for layer in reversed(passes):
+        found: list[Tensor] = []
+        while passes:  # a layer's values are let go as soon as it is passed
+            layer = passes.pop()
             gradient = layer.backward(*gradient)
-        by_theta = torch.cat([found.reshape(-1) for layer in passes for found in layer.found])
+            found = layer.found + found
+        by_theta = torch.cat([u.reshape(-1) for u in found])
         return s, by | {"theta": by_theta, "images": gradient[1]}
 
 
