@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from ghostgram.algorithms.velocitune.guards import Guards
 from ghostgram.algorithms.velocitune.rules.dbl import DBL
 from ghostgram.algorithms.velocitune.rules.doge import DoGE
 from ghostgram.algorithms.velocitune.rules.static import Static
@@ -47,6 +48,35 @@ def test_weights_swing_around_the_shares_that_make_velocities_equal():
     assert (found.weights[:, 1].min(), found.weights[:, 1].max()) == pytest.approx((0.50, 0.915), abs=0.005)
     assert found.shares[1] == pytest.approx(0.739, abs=0.001)  # 3 / (1 + 3) is the ideal
     assert simulate(per_token(), TOY, EVEN, 6.0, 0.01).swing[1] < 0.5 * found.swing[1]
+
+
+def test_an_average_of_velocities_overshoots_further():
+    """Why the robust guards have none."""
+
+    def peak(ema):
+        rule = Velocitune(TOY.targets(), "robust", budget=6.0, guards=Guards(ema=ema))
+        return simulate(rule, TOY, EVEN, 6.0, 0.06).weights[:, 1].max()
+
+    np.testing.assert_allclose([peak(ema) for ema in (0, 0.5, 0.9)], (0.895, 0.903, 0.948), atol=5e-4)
+
+
+@pytest.mark.parametrize(("preset", "last", "shares"), [("paper", 0.27, 0.05), ("robust", 0.014, 0.012)])
+def test_robust_does_not_depend_on_the_interval(preset, last, shares):
+    """The spread over intervals of .5, 1, 2 and 5 % of the run, of the last weight and of the share of tokens."""
+    runs = [simulate(Velocitune(TOY.targets(), preset, budget=6.0), TOY, EVEN, 6.0, d) for d in (0.03, 0.06, 0.12, 0.3)]
+    assert np.ptp([run.weights[-1, 1] for run in runs]) == pytest.approx(last, abs=0.005)
+    assert np.ptp([run.shares[1] for run in runs]) == pytest.approx(shares, abs=0.002)
+
+
+def test_robust_follows_noise_less():
+    """sum |dw| under evaluations of standard error .05, over that without noise."""
+
+    def path(preset, se):
+        rule = Velocitune(TOY.targets(), preset, budget=6.0)
+        return np.abs(np.diff(simulate(rule, TOY, EVEN, 6.0, 0.06, se=se).weights[:, 1])).sum()
+
+    assert path("paper", 0.05) > 1.2 * path("paper", 0.0)
+    assert path("robust", 0.05) < 1.05 * path("robust", 0.0)
 
 
 def test_other_rules_and_the_bookkeeping():
