@@ -9,9 +9,9 @@ from interleave import interleaved
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from ghostgram.algorithms.pad.augment import Drawn, Dsa
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.hardness import MEASURES
+from ghostgram.algorithms.pad.difficulty.hardness import MEASURES
+from ghostgram.algorithms.pad.images.augment import Drawn, Dsa
+from ghostgram.algorithms.pad.students.convnet import ConvNet
 
 BATCHES = {"digits": (100, 1, 8), "fashion": (100, 1, 28), "cifar": (100, 3, 32)}
 """Images, channels, side."""

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ghostgram.algorithms.pad import convnet, gradients
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.evaluate import evaluate
-from ghostgram.algorithms.pad.experts import record
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.experts.record import record
+from ghostgram.algorithms.pad.images.augment import Dsa
+from ghostgram.algorithms.pad.judging.evaluate import evaluate
+from ghostgram.algorithms.pad.students import convnet, gradients
+from ghostgram.algorithms.pad.students.convnet import ConvNet
+from ghostgram.algorithms.pad.students.flat import Flat
 
 PRESETS = {"digits": (8, 2, 1437, 12), "fashion": (28, 3, 5000, 15)}
 """Size of the images, depth of the network, images of an epoch, epochs."""

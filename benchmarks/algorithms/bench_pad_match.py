@@ -22,12 +22,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ghostgram.algorithms.pad import mask
-from ghostgram.algorithms.pad.convnet import ConvNet, initialised
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.inner import Inner, Problem
-from ghostgram.algorithms.pad.match import match
-from ghostgram.algorithms.pad.second import form_of
+from ghostgram.algorithms.pad.gradient import mask
+from ghostgram.algorithms.pad.gradient.inner import Inner, Problem
+from ghostgram.algorithms.pad.gradient.match import match
+from ghostgram.algorithms.pad.gradient.second import form_of
+from ghostgram.algorithms.pad.students.convnet import ConvNet, initialised
+from ghostgram.algorithms.pad.students.flat import Flat
 
 STEPS, ROUNDS = (5, 20, 80), 3
 COUNTED = 10  # steps whose products are counted

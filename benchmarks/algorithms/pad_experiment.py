@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ghostgram.algorithms.pad import Run, Settings, preset
-from ghostgram.algorithms.pad.controls import split
+from ghostgram.algorithms.pad.judging.controls import split
 from ghostgram.algorithms.pad.presets import without_pad
 from ghostgram.algorithms.pad.state import read_log
 from ghostgram.data import load_images

@@ -17,10 +17,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.schedule import DifficultySchedule
-from ghostgram.algorithms.pad.scorer import Scorer, Training
-from ghostgram.algorithms.pad.scores import Scores
+from ghostgram.algorithms.pad.difficulty.schedule import DifficultySchedule
+from ghostgram.algorithms.pad.difficulty.scorer import Scorer, Training
+from ghostgram.algorithms.pad.difficulty.scores import Scores
+from ghostgram.algorithms.pad.students.convnet import ConvNet
 from ghostgram.data import load_images
 
 

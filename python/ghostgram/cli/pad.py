@@ -65,7 +65,7 @@ class Job:
         import torch
 
         from ghostgram.algorithms.pad import Run, Settings, preset
-        from ghostgram.algorithms.pad.controls import split
+        from ghostgram.algorithms.pad.judging.controls import split
         from ghostgram.data import load_images
 
         settings = Settings.from_mapping(self.settings, preset(self.preset))

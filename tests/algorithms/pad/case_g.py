@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from ghostgram.algorithms.pad import mask
-from ghostgram.algorithms.pad.convnet import ConvNet, initialised
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.inner import Problem
+from ghostgram.algorithms.pad.gradient import mask
+from ghostgram.algorithms.pad.gradient.inner import Problem
+from ghostgram.algorithms.pad.students.convnet import ConvNet, initialised
+from ghostgram.algorithms.pad.students.flat import Flat
 
 IMAGES, CLASSES, BATCH, BETA, ALPHA = 12, 4, 5, 0.02, 0.5
 

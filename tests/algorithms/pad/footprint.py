@@ -3,11 +3,11 @@
 import torch
 from peers import memory
 
-from ghostgram.algorithms.pad import mask
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.inner import Problem
-from ghostgram.algorithms.pad.match import match
+from ghostgram.algorithms.pad.gradient import mask
+from ghostgram.algorithms.pad.gradient.inner import Problem
+from ghostgram.algorithms.pad.gradient.match import match
+from ghostgram.algorithms.pad.students.convnet import ConvNet
+from ghostgram.algorithms.pad.students.flat import Flat
 
 
 def peaks_beside_kept_weights(numbers_of_steps):

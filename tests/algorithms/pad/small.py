@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ghostgram.algorithms.pad import mask
-from ghostgram.algorithms.pad.convnet import initialised
 from ghostgram.algorithms.pad.distill import Course, distill
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.gradient import mask
 from ghostgram.algorithms.pad.matching import Matching
 from ghostgram.algorithms.pad.settings import Settings
+from ghostgram.algorithms.pad.students.convnet import initialised
+from ghostgram.algorithms.pad.students.flat import Flat
 
 CLASSES, SIDE, EPOCHS = 4, 3, 5
 SETTINGS = Settings(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from algorithms.pad import tiny
-from ghostgram.algorithms.pad import recorder
+from ghostgram.algorithms.pad.experts import recorder
 
 
 def forked(work):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ghostgram.algorithms.pad.augment import OPS, Drawn, Dsa
+from ghostgram.algorithms.pad.images.augment import OPS, Drawn, Dsa
 
 OF_EACH = [pytest.param(op, id=op) for op in OPS]
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ghostgram.algorithms.pad.controls import k_centre, random_real, split
+from ghostgram.algorithms.pad.judging.controls import k_centre, random_real, split
 
 SIZES = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)  # of digits
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), SIZES))

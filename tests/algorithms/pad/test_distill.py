@@ -14,8 +14,9 @@ import torch
 
 from algorithms.pad import small
 from algorithms.pad.small import SETTINGS
-from ghostgram.algorithms.pad import mask, matching
+from ghostgram.algorithms.pad import matching
 from ghostgram.algorithms.pad.distill import DistillationStopped
+from ghostgram.algorithms.pad.gradient import mask
 from ghostgram.algorithms.pad.matching import Matching, batches, drawn, matches
 from ghostgram.algorithms.pad.state import CHECKPOINT, LOG, ChangedError, DistilledState, read_log
 

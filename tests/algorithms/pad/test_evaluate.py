@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from algorithms.pad import tiny
 from ghostgram.algorithms.pad import keyed
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.convnet import initialised
-from ghostgram.algorithms.pad.evaluate import Evaluation, evaluate
+from ghostgram.algorithms.pad.images.augment import Dsa
+from ghostgram.algorithms.pad.judging.evaluate import Evaluation, evaluate
+from ghostgram.algorithms.pad.students.convnet import initialised
 
 IMAGES, LABELS = tiny.data(12)
 TEST, TRUE = tiny.data(300, seed=5)
@@ -47,7 +47,7 @@ def test_nets_are_those_of_torchs_sgd(labels, targets):
 
 
 def test_pass_after_which_the_rate_drops_is_501_of_1001(monkeypatch):
-    from ghostgram.algorithms.pad import evaluate as module
+    from ghostgram.algorithms.pad.judging import evaluate as module
 
     monkeypatch.setattr(module, "augmented", lambda dsa, where, images, rows: images[rows])
     monkeypatch.setattr(module, "WEIGHT_DECAY", 0.0)

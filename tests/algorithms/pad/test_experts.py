@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from algorithms.pad import storm, tiny
 from algorithms.pad.tiny import files, recorded
 from ghostgram.algorithms.pad import keyed
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.convnet import initialised
-from ghostgram.algorithms.pad.experts import Recipe
-from ghostgram.algorithms.pad.schedule import DifficultySchedule
-from ghostgram.algorithms.pad.scores import Scores
-from ghostgram.algorithms.pad.store import Store, StoreError
-from ghostgram.algorithms.pad.trainer import DivergedError
+from ghostgram.algorithms.pad.difficulty.schedule import DifficultySchedule
+from ghostgram.algorithms.pad.difficulty.scores import Scores
+from ghostgram.algorithms.pad.experts.record import Recipe
+from ghostgram.algorithms.pad.experts.store import Store, StoreError
+from ghostgram.algorithms.pad.experts.trainer import DivergedError
+from ghostgram.algorithms.pad.images.augment import Dsa
+from ghostgram.algorithms.pad.students.convnet import initialised
 
 TESTS = Path(__file__).parents[2]
 
@@ -223,7 +223,7 @@ def children(parent):
 
 
 def test_stopped_inside_an_expert_it_goes_on_from_the_last_epoch(whole, tmp_path, monkeypatch):
-    from ghostgram.algorithms.pad import trainer
+    from ghostgram.algorithms.pad.experts import trainer
 
     trained = []
     real = trainer.Trainer._epoch

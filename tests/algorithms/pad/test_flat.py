@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ghostgram.algorithms.pad.convnet import ConvNet, initialised
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.students.convnet import ConvNet, initialised
+from ghostgram.algorithms.pad.students.flat import Flat
 
 
 @pytest.mark.parametrize(

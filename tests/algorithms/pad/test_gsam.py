@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from ghostgram.algorithms.pad.gsam import check_gsam, gsam_step
+from ghostgram.algorithms.pad.experts.gsam import check_gsam, gsam_step
 
 
 def quadratic(seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ghostgram.algorithms.pad.convnet import ConvNet, Halving
+from ghostgram.algorithms.pad.students.convnet import ConvNet, Halving
 
 
 @pytest.mark.parametrize("size", [(8, 8), (2, 2), (4, 6), (7, 7), (6, 5), (3, 2)])

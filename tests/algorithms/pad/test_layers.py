@@ -10,12 +10,12 @@ from torch import nn
 
 from algorithms.pad.case_g import BETA, problem, relative, rotated_and_contrasted, synthetic
 from algorithms.pad.footprint import peaks_beside_kept_weights
-from ghostgram.algorithms.pad import mask
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.inner import Inner, Problem
-from ghostgram.algorithms.pad.match import match
-from ghostgram.algorithms.pad.second import double_backward, form_of
+from ghostgram.algorithms.pad.gradient import mask
+from ghostgram.algorithms.pad.gradient.inner import Inner, Problem
+from ghostgram.algorithms.pad.gradient.match import match
+from ghostgram.algorithms.pad.gradient.second import double_backward, form_of
+from ghostgram.algorithms.pad.students.convnet import ConvNet
+from ghostgram.algorithms.pad.students.flat import Flat
 
 BATCH = torch.tensor([3, 1, 3, 7])
 

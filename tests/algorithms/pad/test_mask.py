@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import ghostgram as gg
-from ghostgram.algorithms.pad import mask
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.gradient import mask
+from ghostgram.algorithms.pad.students.convnet import ConvNet
+from ghostgram.algorithms.pad.students.flat import Flat
 
 C10, C100 = {"channels": 3, "classes": 10}, {"channels": 3, "classes": 100}
 TINY = {"channels": 3, "classes": 200, "depth": 4, "size": 64}

@@ -6,11 +6,11 @@ from torch import nn
 
 import ghostgram as gg
 from algorithms.pad.case_g import ALPHA, BETA, problem, relative, synthetic, worst
-from ghostgram.algorithms.pad import mask
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.inner import Inner, State
-from ghostgram.algorithms.pad.match import match
+from ghostgram.algorithms.pad.gradient import mask
+from ghostgram.algorithms.pad.gradient.inner import Inner, State
+from ghostgram.algorithms.pad.gradient.match import match
+from ghostgram.algorithms.pad.students.convnet import ConvNet
+from ghostgram.algorithms.pad.students.flat import Flat
 
 P = Flat(ConvNet(3, 4, 16, 2, 16)).P
 MASKS = {

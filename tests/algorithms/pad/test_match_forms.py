@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from algorithms.pad.case_g import BETA, problem, relative, synthetic, worst
-from ghostgram.algorithms.pad import mask
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.match import match
+from ghostgram.algorithms.pad.gradient import mask
+from ghostgram.algorithms.pad.gradient.match import match
+from ghostgram.algorithms.pad.students.convnet import ConvNet
+from ghostgram.algorithms.pad.students.flat import Flat
 
 # torch's forward mode loads decompositions of its own by a function that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")

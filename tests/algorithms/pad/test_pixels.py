@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ghostgram.algorithms.pad import DistilledSet
-from ghostgram.algorithms.pad.pixels import Standard, as_pixels, whitening
+from ghostgram.algorithms.pad.images.pixels import Standard, as_pixels, whitening
+from ghostgram.algorithms.pad.images.zca import Zca
 from ghostgram.algorithms.pad.settings import Settings
-from ghostgram.algorithms.pad.zca import Zca
 
 
 def images(n=50, channels=3):

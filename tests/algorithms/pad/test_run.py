@@ -18,10 +18,10 @@ import ghostgram as gg
 from algorithms.pad.pictures import NAMES, SETTINGS, pictures
 from ghostgram.algorithms.pad import DistilledSet, Run, Settings
 from ghostgram.algorithms.pad import groundwork as stages
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.flat import Flat
 from ghostgram.algorithms.pad.initial import Panel, initial
 from ghostgram.algorithms.pad.state import ChangedError
+from ghostgram.algorithms.pad.students.convnet import ConvNet
+from ghostgram.algorithms.pad.students.flat import Flat
 
 TESTS = Path(__file__).parents[2]
 IMAGES, LABELS = pictures()

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from ghostgram.algorithms.pad.schedule import PRESETS, DifficultySchedule
-from ghostgram.algorithms.pad.scores import Scores
+from ghostgram.algorithms.pad.difficulty.schedule import PRESETS, DifficultySchedule
+from ghostgram.algorithms.pad.difficulty.scores import Scores
 
 DIGITS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ghostgram.algorithms.pad import keyed, scorer
-from ghostgram.algorithms.pad.convnet import ConvNet, initialised
-from ghostgram.algorithms.pad.hardness import MEASURES, forgotten
+from ghostgram.algorithms.pad import keyed
+from ghostgram.algorithms.pad.difficulty import scorer
+from ghostgram.algorithms.pad.difficulty.hardness import MEASURES, forgotten
+from ghostgram.algorithms.pad.difficulty.scorer import Training
+from ghostgram.algorithms.pad.difficulty.scores import Scores, score
 from ghostgram.algorithms.pad.identity import digest_of
-from ghostgram.algorithms.pad.scorer import Training
-from ghostgram.algorithms.pad.scores import Scores, score
+from ghostgram.algorithms.pad.students.convnet import ConvNet, initialised
 
 CLASSES, N = 4, 30
 MODEL = partial(ConvNet, 2, CLASSES, width=6, depth=2, size=8)

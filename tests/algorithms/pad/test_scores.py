@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ghostgram.algorithms.pad.scores import Scores
+from ghostgram.algorithms.pad.difficulty.scores import Scores
 
 
 def ragged():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from algorithms.pad import tiny
-from ghostgram.algorithms.pad.store import Store, StoreError, digest
+from ghostgram.algorithms.pad.experts.store import Store, StoreError, digest
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ghostgram.algorithms.pad import zca
-from ghostgram.algorithms.pad.zca import Zca
+from ghostgram.algorithms.pad.images import zca
+from ghostgram.algorithms.pad.images.zca import Zca
 
 EPS = 0.1
 

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.experts import record
+from ghostgram.algorithms.pad.experts.record import record
+from ghostgram.algorithms.pad.images.augment import Dsa
+from ghostgram.algorithms.pad.students.convnet import ConvNet
 
 MODEL = partial(ConvNet, 1, 3, 4, 1, 8)
 EXPERTS, EPOCHS, IMAGES = 2, 3, 30

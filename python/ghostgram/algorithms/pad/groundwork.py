@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from ghostgram._files import write_atomically
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.controls import split
-from ghostgram.algorithms.pad.convnet import ConvNet
-from ghostgram.algorithms.pad.experts import record
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.difficulty.schedule import DifficultySchedule
+from ghostgram.algorithms.pad.difficulty.scores import Scores, score
+from ghostgram.algorithms.pad.experts.record import record
+from ghostgram.algorithms.pad.experts.store import LOG, Store
 from ghostgram.algorithms.pad.identity import digest_of
-from ghostgram.algorithms.pad.pixels import as_labels, as_pixels, whitening
-from ghostgram.algorithms.pad.schedule import DifficultySchedule
-from ghostgram.algorithms.pad.scores import Scores, score
+from ghostgram.algorithms.pad.images.augment import Dsa
+from ghostgram.algorithms.pad.images.pixels import as_labels, as_pixels, whitening
+from ghostgram.algorithms.pad.judging.controls import split
 from ghostgram.algorithms.pad.settings import Settings
 from ghostgram.algorithms.pad.state import refuse_changes
-from ghostgram.algorithms.pad.store import LOG, Store
+from ghostgram.algorithms.pad.students.convnet import ConvNet
+from ghostgram.algorithms.pad.students.flat import Flat
 from ghostgram.training.ranks import led
 
 

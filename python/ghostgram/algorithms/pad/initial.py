@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.experts.store import Store
 from ghostgram.algorithms.pad.keyed import permutation
-from ghostgram.algorithms.pad.store import Store
+from ghostgram.algorithms.pad.students.flat import Flat
 
 _AT_ONCE = 1024  # images of a forward pass
 

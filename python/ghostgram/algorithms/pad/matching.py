@@ -11,17 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.inner import Problem
+from ghostgram.algorithms.pad.gradient.inner import Problem
+from ghostgram.algorithms.pad.gradient.mask import Mask
+from ghostgram.algorithms.pad.gradient.match import match
 from ghostgram.algorithms.pad.keyed import integer, permutation
-from ghostgram.algorithms.pad.mask import Mask
-from ghostgram.algorithms.pad.match import match
 from ghostgram.algorithms.pad.settings import Settings
 from ghostgram.algorithms.pad.state import DistilledState, group
+from ghostgram.algorithms.pad.students.flat import Flat
 
 if TYPE_CHECKING:
-    from ghostgram.algorithms.pad.augment import Dsa
-    from ghostgram.algorithms.pad.store import Store
+    from ghostgram.algorithms.pad.experts.store import Store
+    from ghostgram.algorithms.pad.images.augment import Dsa
 
 
 @dataclass(frozen=True)

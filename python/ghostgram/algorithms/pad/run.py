@@ -14,20 +14,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ghostgram.algorithms.pad import mask as masks
-from ghostgram.algorithms.pad.augment import Dsa
+from ghostgram.algorithms.pad.difficulty.scores import Scores
 from ghostgram.algorithms.pad.distill import Course, distill
+from ghostgram.algorithms.pad.experts.store import Store
 from ghostgram.algorithms.pad.facts import Facts, environment, reproducible
+from ghostgram.algorithms.pad.gradient import mask as masks
 from ghostgram.algorithms.pad.groundwork import Groundwork
+from ghostgram.algorithms.pad.images.augment import Dsa
 from ghostgram.algorithms.pad.initial import Initial, Panel, initial
-from ghostgram.algorithms.pad.judging import Judge
+from ghostgram.algorithms.pad.judging.judge import Judge
 from ghostgram.algorithms.pad.matching import Matching
 from ghostgram.algorithms.pad.outputs import DistilledSet
 from ghostgram.algorithms.pad.presets import preset as named
-from ghostgram.algorithms.pad.scores import Scores
 from ghostgram.algorithms.pad.settings import Settings
 from ghostgram.algorithms.pad.state import DistilledState, leads
-from ghostgram.algorithms.pad.store import Store
 from ghostgram.training.ranks import led
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.mask import Mask
+from ghostgram.algorithms.pad.gradient.mask import Mask
+from ghostgram.algorithms.pad.students.flat import Flat
 
 Batches = Callable[[int], Tensor]
 Augment = Callable[[int, Tensor, Tensor], Tensor]

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ghostgram._files import whole_file
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.controls import k_centre, random_real
-from ghostgram.algorithms.pad.evaluate import Evaluation, evaluate
 from ghostgram.algorithms.pad.groundwork import Groundwork
 from ghostgram.algorithms.pad.identity import digest_of
+from ghostgram.algorithms.pad.images.augment import Dsa
+from ghostgram.algorithms.pad.images.pixels import as_labels, as_pixels
 from ghostgram.algorithms.pad.initial import Initial, Panel
-from ghostgram.algorithms.pad.pixels import as_labels, as_pixels
+from ghostgram.algorithms.pad.judging.controls import k_centre, random_real
+from ghostgram.algorithms.pad.judging.evaluate import Evaluation, evaluate
 from ghostgram.algorithms.pad.state import DistilledState, group, leads
 
 PREDICTIONS = "evaluation.npz"

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ghostgram.algorithms.pad import keyed
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.convnet import initialised
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.gradients import Batch, augmented, gradients, predictions, training
-from ghostgram.algorithms.pad.gsam import gsam_step
-from ghostgram.algorithms.pad.recorder import Recorder
-from ghostgram.algorithms.pad.store import DTYPES, ROWS, Line, digest
+from ghostgram.algorithms.pad.experts.gsam import gsam_step
+from ghostgram.algorithms.pad.experts.recorder import Recorder
+from ghostgram.algorithms.pad.experts.store import DTYPES, ROWS, Line, digest
+from ghostgram.algorithms.pad.images.augment import Dsa
+from ghostgram.algorithms.pad.students.convnet import initialised
+from ghostgram.algorithms.pad.students.flat import Flat
+from ghostgram.algorithms.pad.students.gradients import Batch, augmented, gradients, predictions, training
 
 
 class DivergedError(RuntimeError):

@@ -18,17 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.convnet import initialised
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.gradients import TOGETHER, check_labelled
-from ghostgram.algorithms.pad.gsam import check_gsam
+from ghostgram.algorithms.pad.difficulty.schedule import DifficultySchedule
+from ghostgram.algorithms.pad.experts.gsam import check_gsam
+from ghostgram.algorithms.pad.experts.recorder import Recorder
+from ghostgram.algorithms.pad.experts.store import DTYPES, LOG, SCHEMA, Store
+from ghostgram.algorithms.pad.experts.trainer import Trainer
 from ghostgram.algorithms.pad.identity import digest_of
-from ghostgram.algorithms.pad.recorder import Recorder
-from ghostgram.algorithms.pad.schedule import DifficultySchedule
+from ghostgram.algorithms.pad.images.augment import Dsa
 from ghostgram.algorithms.pad.several import sent, spread, threads_of
-from ghostgram.algorithms.pad.store import DTYPES, LOG, SCHEMA, Store
-from ghostgram.algorithms.pad.trainer import Trainer
+from ghostgram.algorithms.pad.students.convnet import initialised
+from ghostgram.algorithms.pad.students.flat import Flat
+from ghostgram.algorithms.pad.students.gradients import TOGETHER, check_labelled
 
 
 @dataclass(frozen=True)

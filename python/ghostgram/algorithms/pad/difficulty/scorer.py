@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ghostgram import _arrays
 from ghostgram.algorithms.pad import keyed
-from ghostgram.algorithms.pad.convnet import initialised
-from ghostgram.algorithms.pad.hardness import MEASURES, forgotten
+from ghostgram.algorithms.pad.difficulty.hardness import MEASURES, forgotten
 from ghostgram.algorithms.pad.identity import digest_of
+from ghostgram.algorithms.pad.students.convnet import initialised
 
 FORGETTING = "forgetting"
 """The kind that looks at a model after every epoch, not at the last one alone."""

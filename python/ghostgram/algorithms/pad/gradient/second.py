@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.inner import Inner, Piece
-from ghostgram.algorithms.pad.stack import Stack, UnknownLayer
+from ghostgram.algorithms.pad.gradient.inner import Inner, Piece
+from ghostgram.algorithms.pad.gradient.stack import Stack, UnknownLayer
+from ghostgram.algorithms.pad.students.flat import Flat
 
 Second = Literal["auto", "layers", "double_backward", "jvp"]
 

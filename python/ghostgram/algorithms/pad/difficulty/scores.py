@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ghostgram._files import whole_file
-from ghostgram.algorithms.pad.scorer import Scorer, Training
+from ghostgram.algorithms.pad.difficulty.scorer import Scorer, Training
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

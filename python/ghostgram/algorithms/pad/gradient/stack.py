@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.pad import layers
-from ghostgram.algorithms.pad.convnet import ConvNet, Halving
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.gradient import layers
+from ghostgram.algorithms.pad.students.convnet import ConvNet, Halving
+from ghostgram.algorithms.pad.students.flat import Flat
 
 _KINDS: dict[type[nn.Module], type[layers.Layer]] = {
     Halving: layers.Halving,

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.students.flat import Flat
 
 Align = Literal["scalar", "tensor", "block"]
 Share = Fraction | float | str

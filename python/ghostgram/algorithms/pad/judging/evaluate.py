@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ghostgram.algorithms.pad import keyed
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.convnet import initialised
-from ghostgram.algorithms.pad.flat import Flat
-from ghostgram.algorithms.pad.gradients import augmented, check_labelled, gradients, predictions, training
+from ghostgram.algorithms.pad.images.augment import Dsa
 from ghostgram.algorithms.pad.several import spread
+from ghostgram.algorithms.pad.students.convnet import initialised
+from ghostgram.algorithms.pad.students.flat import Flat
+from ghostgram.algorithms.pad.students.gradients import augmented, check_labelled, gradients, predictions, training
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 DROP = 0.1

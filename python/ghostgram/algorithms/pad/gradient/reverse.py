@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ghostgram.algorithms.pad.inner import Inner, State
-from ghostgram.algorithms.pad.second import Form
+from ghostgram.algorithms.pad.gradient.inner import Inner, State
+from ghostgram.algorithms.pad.gradient.second import Form
 from ghostgram.ops import trajectory_match
 
 Store = Literal["all", "sqrt", "host"]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from ghostgram.algorithms.pad.inner import Inner
-from ghostgram.algorithms.pad.reverse import Gradients
+from ghostgram.algorithms.pad.gradient.inner import Inner
+from ghostgram.algorithms.pad.gradient.reverse import Gradients
 from ghostgram.ops import trajectory_match
 
 

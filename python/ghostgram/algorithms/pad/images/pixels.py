@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ghostgram._files import whole_file
+from ghostgram.algorithms.pad.images.zca import Zca
 from ghostgram.algorithms.pad.settings import Settings
-from ghostgram.algorithms.pad.zca import Zca
 
 
 class Whitening(Protocol):

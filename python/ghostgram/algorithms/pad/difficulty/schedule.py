@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ghostgram.algorithms.pad.scores import Scores
+from ghostgram.algorithms.pad.difficulty.scores import Scores
 
 I64 = NDArray[np.int64]
 

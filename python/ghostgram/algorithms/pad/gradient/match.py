@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ghostgram.algorithms.pad.full import by_full_graph
-from ghostgram.algorithms.pad.inner import Inner, Problem
-from ghostgram.algorithms.pad.reverse import Store, by_reverse
-from ghostgram.algorithms.pad.second import Second, form_of
+from ghostgram.algorithms.pad.gradient.full import by_full_graph
+from ghostgram.algorithms.pad.gradient.inner import Inner, Problem
+from ghostgram.algorithms.pad.gradient.reverse import Store, by_reverse
+from ghostgram.algorithms.pad.gradient.second import Second, form_of
 
 Gradient = Literal["exact", "full", "tesla"]
 

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ghostgram import _arrays
-from ghostgram.algorithms.pad import affine, keyed
+from ghostgram.algorithms.pad import keyed
+from ghostgram.algorithms.pad.images import affine
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """The operations of DSA, in the order in which one of them is drawn."""

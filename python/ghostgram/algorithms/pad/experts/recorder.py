@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghostgram._files import TORN, whole_file
-from ghostgram.algorithms.pad import store
-from ghostgram.algorithms.pad.store import HEADER, LOG, ROWS, Line, StoreError
+from ghostgram.algorithms.pad.experts import store
+from ghostgram.algorithms.pad.experts.store import HEADER, LOG, ROWS, Line, StoreError
 
 ENVIRONMENT = ("version", "torch", "device", "threads")
 """Fields of a header that change no formula, but may change the last bits."""

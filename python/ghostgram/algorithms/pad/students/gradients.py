@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ghostgram.algorithms.pad import keyed
-from ghostgram.algorithms.pad.augment import Dsa
-from ghostgram.algorithms.pad.flat import Flat
+from ghostgram.algorithms.pad.images.augment import Dsa
+from ghostgram.algorithms.pad.students.flat import Flat
 
 PIXELS = 2**15
 """Of one forward on a CPU, where the activations of more leave the caches: docs/algorithms/pad_experts.md."""

@@ -1,0 +1,1 @@
+"""How hard each image is, and when experts see it."""

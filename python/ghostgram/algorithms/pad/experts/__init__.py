@@ -1,0 +1,1 @@
+"""Nets whose trajectories are matched, and where these are kept."""

@@ -1,0 +1,1 @@
+"""The matching loss and its gradient by the synthetic set."""

@@ -1,0 +1,1 @@
+"""What nets learn from a set of images, beside controls."""
