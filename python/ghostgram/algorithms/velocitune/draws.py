@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,9 @@ class Draws:
             order = self._order(domain, epoch, size)
             found[here] = order(places[here]) if isinstance(order, Cipher) else order[places[here]]
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_orders": {}}  # another process sorts for itself, which is cheaper than sending
 
     def _order(self, domain: int, epoch: int, size: int) -> I64 | Cipher:
         known = self._orders.get(domain)

@@ -117,6 +117,11 @@ class Schedule:
         return np.array(self._place.cursors, np.int64)
 
     @property
+    def asked(self) -> tuple[Request, ...]:
+        """Weights that were asked for and do not govern yet."""
+        return tuple(self._requests[self._place.requests :])
+
+    @property
     def current(self) -> Request:
         """The last weights asked for, whether they govern yet or not."""
         return self._requests[-1]
@@ -153,7 +158,13 @@ class Schedule:
         return asked
 
     def ask(self, request: Request) -> None:
-        """Takes in a request that another schedule of the same run has made, or a replay."""
+        """Takes in a request that another schedule of the same run has made.
+
+        Raises:
+            ValueError: Its first batch has been made here.
+        """
+        if request.first < self.next:
+            raise ValueError(f"request: expected batch {self.next} or a later one, got {request.first}")
         insort(self._requests, request, lo=self._place.requests, key=lambda each: each.first)
 
     def advance(self) -> Slots:
@@ -251,6 +262,17 @@ class Schedule:
             state["batch"], len(history), len(answered), turn, tuple(state["cursors"]), frozenset(state["masked"])
         )
         self._before.clear()
+
+    def rewind(self, at_batch: int) -> None:
+        """Makes the batches after `at_batch` again.
+
+        Raises:
+            ValueError: That batch has not been made, or is too far back.
+        """
+        self._place = self._after(at_batch)
+        self._history = self._history[: self._place.versions]
+        while self._before and self._before[-1].batch >= self.next:
+            self._before.pop()
 
     def copy(self, at_batch: int | None = None) -> Schedule:
         """Another schedule that goes on from a batch by itself."""
