@@ -1,0 +1,1 @@
+"""Velocitune: domain weights for continual pre-training that follow each domain's learning velocity, and its rivals."""

@@ -1,0 +1,1 @@
+"""Rules that turn what a training run observes into the weights of its domains."""
