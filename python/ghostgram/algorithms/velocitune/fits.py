@@ -42,7 +42,7 @@ class Shape:
         linear: Names of the coefficients.
         grid: Values of each theta that are tried.
         columns: From theta (..., q), D (m,) and N (m,), both in units of their means, the (..., m, p) columns.
-        base: Losses are `base + sign * columns @ coefficients`.
+        base: Losses are `base + sign * columns @ coefficients`; one for each data set as (n, 1).
         sign: See `base`.
         prior: (mean, sd) of a normal prior of the first theta, or None.
         upper: From theta (..., q), the (..., p) largest coefficients; None for no limit.
@@ -53,7 +53,7 @@ class Shape:
     linear: tuple[str, ...]
     grid: tuple[F64, ...]
     columns: Callable[[F64, F64, F64], F64]
-    base: float = 0.0
+    base: float | F64 = 0.0
     sign: float = 1.0
     prior: tuple[float, float] | None = None
     upper: Callable[[F64], F64] | None = None
@@ -90,14 +90,14 @@ class Fit:
         if "D0" in values:
             values["D0"] *= d
         if shape.linear[0] == "E":
-            values["E"] += shape.base
+            values["E"] += float(shape.base)
         return values
 
     def at_bound(self) -> tuple[str, ...]:
-        """Nonlinear parameters of the first data set that lie at an end of their grid."""
+        """Exponents of the first data set that lie at an end of their grid."""
         ends = [(values[0], values[-1]) for values in self.shape.grid]
         places = zip(self.shape.nonlinear, self.theta[0], ends, strict=True)
-        return tuple(name for name, x, (low, high) in places if min(x - low, high - x) < 1e-6)
+        return tuple(name for name, x, (low, high) in places if name != "D0" and min(x - low, high - x) < 1e-6)
 
 
 def chinchilla(
@@ -139,11 +139,11 @@ def chinchilla_nd() -> Shape:
     return Shape("chinchilla_nd", ("a", "b"), ("E", "A", "B"), (grid, grid), columns)
 
 
-def anchored(l_init: float, span: tuple[float, float], prior: bool = True) -> Shape:
+def anchored(l_init: float | F64, span: tuple[float, float], prior: bool = True) -> Shape:
     """`L = l_init - G (1 - (1 + D / D0)^-b)`: exact at D = 0, where continued training starts.
 
     Args:
-        l_init: Nats per token.
+        l_init: Nats per token; one for each data set as (n, 1).
         span: The least and the largest D, in units of their geometric mean; D0 lies within a factor of 30 of them.
         prior: Whether log b is normal around log .5, sd .5; without it the interval of a target is wide.
     """

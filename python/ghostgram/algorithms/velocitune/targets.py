@@ -50,7 +50,7 @@ class DomainTarget:
     left_out_error: float = float("nan")
     """Of predicting the largest D from the others, measured less predicted."""
     flags: tuple[str, ...] = ()
-    """What a reader should know: "degenerate", "noisier than se", "far", and refusals that were allowed."""
+    """What a reader should know: "degenerate", "noisier than se", "reaching", and refusals that were allowed."""
 
 
 @dataclass(frozen=True)

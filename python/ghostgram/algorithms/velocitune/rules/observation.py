@@ -40,7 +40,7 @@ class Observation:
     """
 
     step: int
-    tokens: int
+    tokens: float
     lr: float | None = None
     train_loss_sum: ArrayLike | None = None
     train_tokens: ArrayLike | None = None

@@ -129,14 +129,14 @@ class Velocitune(Reweighter):
         weights = self.weights if idle else exponentiated(self.weights, eta * v)
         return Proposal(weights, memory, shown, hold, tuple(fired))
 
-    def _eta(self, tokens: int) -> float:
+    def _eta(self, tokens: float) -> float:
         """Of this update."""
         if self.settings.per is None:
             return float(self.settings.eta)
         assert self.budget is not None  # checked when it was given
         before = float(self.memory["tokens"][0]) if "tokens" in self.memory else 0.0
         if tokens < before:
-            raise ValueError(f"tokens: expected at least the {before:.0f} of the last update, got {tokens}")
+            raise ValueError(f"tokens: expected at least the {before:g} of the last update, got {tokens}")
         return float(self.settings.eta * (tokens - before) / (self.settings.per * self.budget))
 
     def _named(self, which: Bool, gap: F64) -> dict[str, float]:
