@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
-EPOCH, BATCH, QUOTAS, ROUNDS = 0, 1, 2, 3
-"""What random numbers are for: orders of epochs, orders inside batches, multinomial quotas, keys of Feistel rounds."""
+EPOCH, BATCH, QUOTAS, ROUNDS, REPLAY = range(5)
+"""What random numbers are for: orders of epochs, of batches, multinomial quotas, Feistel keys, orders of segments."""
 
 SORTED = 1 << 20
 """Domains up to this size are ordered by sorted random keys, larger ones by a cipher, which has no table."""

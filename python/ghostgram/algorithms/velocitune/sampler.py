@@ -101,6 +101,22 @@ class Schedule:
         self._before: deque[_Place] = deque(maxlen=keep)
         self._said: set[int] = set()  # domains whose cap was warned of
 
+    @classmethod
+    def scripted(
+        cls, sizes: Mapping[str, int | None], requests: Sequence[Request], *, seed: int = 0, quotas: str = "deadline"
+    ) -> Schedule:
+        """A schedule of weights that are all known: a replay.
+
+        Args:
+            sizes: As for any schedule, like what follows.
+            requests: From batch 0 on, by first batch; the last one governs without end.
+            seed: In [0, 2^64).
+            quotas: "deadline" or "multinomial".
+        """
+        schedule = cls(sizes, requests[0].weights, requests[0].batch, seed=seed, quotas=quotas)
+        schedule._requests = list(requests)
+        return schedule
+
     @property
     def next(self) -> int:
         """The number of the next batch."""
