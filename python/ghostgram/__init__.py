@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         in_run_shapley,
     )
     from ghostgram.algorithms.mates import mates
+    from ghostgram.algorithms.velocitune import velocitune
 
 __version__ = version("ghostgram")
 
@@ -36,6 +37,7 @@ _METHODS = {
     "ShapleyResult": "in_run_shapley",
     "in_run_shapley": "in_run_shapley",
     "mates": "mates",
+    "velocitune": "velocitune",
 }
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "softmax_stats",
     "trajectory_match",
     "trajectory_match_grad",
+    "velocitune",
 ]
 
 
