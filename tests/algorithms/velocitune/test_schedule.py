@@ -1,12 +1,16 @@
 """Batches are a function of seed, sizes and weights: no repeat inside an epoch, exact resume, any ranks."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
 
 from ghostgram.algorithms.velocitune.sampler import Schedule
+from ghostgram.algorithms.velocitune.state import with_domain
 from ghostgram.algorithms.velocitune.versions import Exhausted
 
 SIZES = {"code": 40, "prose": 25, "maths": 90}
@@ -221,3 +225,62 @@ def test_a_state_of_another_run_is_refused(sizes, options, names):
     state = Schedule(SIZES, [1, 1, 1], 12).state_dict()
     with pytest.raises(ValueError, match=f"state: expected {names}"):
         Schedule(sizes, np.ones(len(sizes)), 12, **options).load_state_dict(state)
+
+
+def test_a_domain_that_is_added_changes_nothing_before_it_has_weight():
+    schedule = Schedule(SIZES, [0.5, 0.3, 0.2], 12, lengths=[1, 2, 1], keep=9)
+    schedule.switch([0.2, 0.2, 0.6], 7)
+    expected = ids(schedule, 9)
+    longer = Schedule({**SIZES, "more": 30}, np.ones(4), 12)
+    longer.load_state_dict(json.loads(json.dumps(with_domain(schedule.state_dict(3), "more", 30))))
+    assert ids(longer, 5) == expected[48:]
+    longer.switch([0.2, 0.2, 0.1, 0.5], 9)
+    assert len(samples_of(ids(longer, 2), 3)) in (13, 14)  # of 24, .5 of tokens are .556 of sequences
+    assert longer.history[-1].lengths == (1, 2, 1, 1)
+    with pytest.raises(ValueError, match="name: expected one that is not in"):
+        with_domain(schedule.state_dict(), "code", 3)
+
+
+# What public loaders get wrong
+
+
+def test_resume_does_not_skip_by_the_first_weights():
+    """DoReMi's loader passes over as many samples of a domain as its initial weights would have drawn."""
+    schedule = Schedule(SIZES, [0.5, 0.3, 0.2], 10, keep=9)
+    schedule.switch([0.0, 0.1, 0.9], 2)
+    expected = ids(schedule, 8)
+    again = Schedule(SIZES, [0.5, 0.3, 0.2], 10)
+    again.load_state_dict(schedule.state_dict(5))
+    assert again.cursors.tolist() == [10, 10, 40]
+    assert not np.allclose(again.cursors, 60 * np.array([0.5, 0.3, 0.2]))
+    assert ids(again, 2) == expected[60:]
+
+
+def test_weights_that_change_on_resume_lose_and_repeat_nothing():
+    """Blends of fixed weights start their index anew: samples are lost or seen twice."""
+    schedule = Schedule(SIZES, [0.5, 0.3, 0.2], 12)
+    drawn = ids(schedule, 3)
+    again = Schedule(SIZES, [1, 1, 1], 12)
+    again.load_state_dict(schedule.state_dict())
+    again.switch([0.1, 0.2, 0.7], again.next)
+    drawn += ids(again, 6)
+    for k, size in enumerate(SIZES.values()):
+        of_k = samples_of(drawn, k)
+        assert len(set(of_k[:size])) == min(len(of_k), size)
+
+
+def test_other_processes_draw_the_same():
+    """Loaders that draw domains from an unseeded generator differ between processes and runs."""
+    script = (
+        "from ghostgram.algorithms.velocitune.sampler import Schedule; import hashlib\n"
+        "s = Schedule({'a': 40, 'b': 25}, [.3, .7], 8, quotas='multinomial')\n"
+        "x = [s.advance() for _ in range(20)]\n"
+        "print(hashlib.sha256(b''.join(each.domains.tobytes() + s.samples(each).tobytes() for each in x)).hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
-EPOCH, BATCH, QUOTAS, ROUNDS, REPLAY = range(5)
-"""What random numbers are for: orders of epochs, of batches, multinomial quotas, Feistel keys, orders of segments."""
+EPOCH, BATCH, QUOTAS, ROUNDS, REPLAY, BUFFER = range(6)
+"""What random numbers are for: orders of epochs and batches, quotas, the cipher's keys, segments, shuffle buffers."""
 
 SORTED = 1 << 20
 """Domains up to this size are ordered by sorted random keys, larger ones by a cipher, which has no table."""

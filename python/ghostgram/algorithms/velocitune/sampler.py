@@ -7,7 +7,7 @@ import warnings
 from bisect import insort
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -22,25 +22,11 @@ from ghostgram.algorithms.velocitune.quotas import (
     multinomial,
     sequence_weights,
 )
-from ghostgram.algorithms.velocitune.versions import I64, Exhausted, Request, Slots, Version, as_json, from_json
-
-FORMAT = 1
-"""Of states; it changes when one would be read as another run."""
+from ghostgram.algorithms.velocitune.state import FORMAT, Place, of_json, to_json
+from ghostgram.algorithms.velocitune.versions import I64, Exhausted, Request, Slots, Version
 
 QUOTAS = ("deadline", "multinomial")
 ON_CAP = ("mask", "stop", "error", "repeat")
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a schedule stands before a batch. Never changed, so that earlier ones can be gone back to."""
-
-    batch: int
-    versions: int  # opened so far
-    requests: int  # answered so far
-    turn: EarliestDeadline
-    cursors: tuple[int, ...]  # draws of each domain
-    masked: frozenset[int]
 
 
 class Schedule:
@@ -97,8 +83,8 @@ class Schedule:
         self._requests = [self._request(0, weights, batch, lengths, "start")]
         self._history: list[Version] = []
         none = (0,) * len(self.sizes)
-        self._place = _Place(0, 0, 0, EarliestDeadline(self._requests[0].weights), none, frozenset())
-        self._before: deque[_Place] = deque(maxlen=keep)
+        self._place = Place(0, 0, 0, EarliestDeadline(self._requests[0].weights), none, frozenset())
+        self._before: deque[Place] = deque(maxlen=keep)
         self._said: set[int] = set()  # domains whose cap was warned of
 
     @classmethod
@@ -247,13 +233,7 @@ class Schedule:
             "quotas": self.quotas,
             "domains": list(self.domains),
             "sizes": list(self.sizes),
-            "batch": place.batch,
-            "position": place.turn.position,
-            "counts": list(place.turn.counts),
-            "cursors": list(place.cursors),
-            "masked": sorted(place.masked),
-            "history": [as_json(version) for version in self._history[: place.versions]],
-            "asked": [as_json(request) for request in self._requests[place.requests :]],
+            **to_json(place, self._history, self._requests),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -267,16 +247,7 @@ class Schedule:
         for name, expected in mine.items():
             if state[name] != expected:
                 raise ValueError(f"state: expected {name} {expected} as here, got {state[name]}")
-        history = [Version(**from_json(saved)) for saved in state["history"]]
-        asked = [Request(**from_json(saved)) for saved in state["asked"]]
-        now = history[-1] if history else None
-        turn = EarliestDeadline(now.weights, now.carry, state["position"], state["counts"]) if now else self._place.turn
-        # What governs now stays the first of the requests, answered, so that weights asked for later follow it.
-        answered = [Request(now.first, now.weights, now.batch, now.lengths)] if now else []
-        self._history, self._requests = history, answered + asked
-        self._place = _Place(
-            state["batch"], len(history), len(answered), turn, tuple(state["cursors"]), frozenset(state["masked"])
-        )
+        self._place, self._history, self._requests = of_json(state)
         self._before.clear()
 
     def rewind(self, at_batch: int) -> None:
@@ -321,7 +292,7 @@ class Schedule:
         tokens = None if lengths is None else tuple(np.asarray(lengths, np.float64).tolist())
         return Request(first, whole, batch, tokens, reason)
 
-    def _opened(self, place: _Place, opened: list[Version], request: Request) -> _Place:
+    def _opened(self, place: Place, opened: list[Version], request: Request) -> Place:
         """The place under the weights asked for, without domains that are masked; enters the version."""
         weights = request.weights
         if any(weights[k] for k in place.masked):
@@ -336,7 +307,7 @@ class Schedule:
         )
         return replace(place, turn=EarliestDeadline(weights, carry))
 
-    def _drawn(self, place: _Place, version: Version) -> tuple[EarliestDeadline, list[int], list[int]]:
+    def _drawn(self, place: Place, version: Version) -> tuple[EarliestDeadline, list[int], list[int]]:
         """The domains of the next batch, and those that would pass the cap by it."""
         turn = place.turn.copy()
         if self.quotas == "deadline":
@@ -367,14 +338,14 @@ class Schedule:
             warnings.warn(f"{message}: {verb}", stacklevel=3)
         self._said.update(over)
 
-    def _forced(self, place: _Place, version: Version, over: Sequence[int]) -> Request:
+    def _forced(self, place: Place, version: Version, over: Sequence[int]) -> Request:
         reason = f"{self.cap} epochs of {self._names(over)}"
         return Request(place.batch, version.weights, version.batch, version.lengths, reason)
 
     def _names(self, domains: Sequence[int]) -> str:
         return ", ".join(self.domains[k] for k in domains)
 
-    def _slots(self, place: _Place, version: int, sequence: Sequence[int]) -> Slots:
+    def _slots(self, place: Place, version: int, sequence: Sequence[int]) -> Slots:
         domains = np.array(sequence, np.int64)[shuffled(self.seed, BATCH, place.batch, 0, len(sequence))]
         draws = np.empty(len(domains), np.int64)
         for k, cursor in enumerate(place.cursors):
@@ -382,7 +353,7 @@ class Schedule:
             draws[here] = cursor + np.arange(len(here))
         return Slots(place.batch, version, domains, draws)
 
-    def _after(self, batch: int) -> _Place:
+    def _after(self, batch: int) -> Place:
         """The place once a batch is done."""
         for place in (self._place, *self._before):
             if place.batch == batch + 1:
