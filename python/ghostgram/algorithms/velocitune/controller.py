@@ -133,13 +133,18 @@ class MixtureController:
                 raise ValueError(f"mixture: expected the {name} {expected}, got {given}")
         self._mixture = mixture
 
-    def begin(self, losses: DomainLosses) -> None:
+    def begin(self, losses: DomainLosses, seconds: float = 0.0) -> None:
         """Takes the losses before the first step, which are kept in the state.
 
         The targets of the rule say what they were when targets were estimated: a difference beyond three standard
         errors is warned of, because velocities are then of another model or of other sequences.
+
+        Args:
+            losses: Of the domains.
+            seconds: That evaluation took.
         """
         self.l_init = losses
+        self.ledger.evaluate(float(losses.tokens.sum()), seconds)
         targets = getattr(self.rule, "targets", None)
         if targets is None:
             return

@@ -10,12 +10,12 @@ from typing import Any
 
 from ghostgram.training.parts import PartedTable
 
-_INTEGERS = ("update", "step", "tokens", "version", "b_eff")
-_NUMBERS = (
+INTEGERS = ("update", "step", "tokens", "version", "b_eff")
+NUMBERS = (
     "w_before", "w_after", "w_mean", "loss", "se", "l_init", "target", "target_low", "target_high", "V_raw", "V", "gap",
     "degenerate", "draws", "tokens_seen", "epochs", "requested", "realised", "eval_seconds", "flops",
 )  # fmt: skip
-_TEXTS = ("domain", "guards", "alarms")
+TEXTS = ("domain", "guards", "alarms")
 
 
 def require_pyarrow() -> None:
@@ -28,8 +28,8 @@ def schema(metadata: Mapping[str, str]) -> Any:
     """Columns of the log; `docs/algorithms/velocitune.md` says what they are. Null is what an update has not."""
     import pyarrow as pa
 
-    kinds = [*((name, pa.int64()) for name in _INTEGERS), *((name, pa.float64()) for name in _NUMBERS)]
-    return pa.schema([*kinds, *((name, pa.string()) for name in _TEXTS)], metadata=dict(metadata))
+    kinds = [*((name, pa.int64()) for name in INTEGERS), *((name, pa.float64()) for name in NUMBERS)]
+    return pa.schema([*kinds, *((name, pa.string()) for name in TEXTS)], metadata=dict(metadata))
 
 
 class MixtureRecord:
@@ -63,7 +63,7 @@ class MixtureRecord:
             by_domain: (K,) values by column; None, and columns left out, are null.
         """
         domains = len(self.domains)
-        columns: dict[str, Any] = dict.fromkeys((*_INTEGERS, *_NUMBERS, *_TEXTS), [None] * domains)
+        columns: dict[str, Any] = dict.fromkeys((*INTEGERS, *NUMBERS, *TEXTS), [None] * domains)
         columns |= {name: [value] * domains for name, value in shared.items()}
         columns |= {name: [_known(x) for x in values] for name, values in by_domain.items() if values is not None}
         self._table.append(columns | {"domain": self.domains})

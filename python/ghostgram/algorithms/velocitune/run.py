@@ -157,6 +157,8 @@ def velocitune(
 class DomainSampler:
     """A loop's data: iterating gives `MixtureBatch`es, and between two of them weights are updated when it is time.
 
+    A batch counts as trained on once the loop asks for the next one, or for the state, or is entered again.
+
     A loop that does not fetch batches just before it trains on them calls `received` and `trained` itself, as the
     callbacks of trainers do.
 
@@ -194,7 +196,8 @@ class DomainSampler:
 
     def __iter__(self) -> Iterator[MixtureBatch]:
         self.begin()
-        self._waiting.clear()  # of an iteration that was left inside a batch
+        self._settle()
+        self._waiting.clear()  # micro-batches of an iteration that was left inside a batch, which is given again whole
         for batch in self.loader():
             self.received(batch)
             if batch.micro == self.mixture.accumulation - 1:
@@ -267,7 +270,8 @@ class DomainSampler:
     def begin(self) -> None:
         """Evaluates the model before the first step, unless that was done; collective."""
         if self._evaluates and self.controller.l_init is None and not self.controller.asked.batches:
-            self.controller.begin(self._evaluate(self.model))
+            begun = time.perf_counter()
+            self.controller.begin(self._evaluate(self.model), time.perf_counter() - begun)
 
     def received(self, batch: MixtureBatch) -> None:
         """Notes a (micro-)batch that was fetched."""
