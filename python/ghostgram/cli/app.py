@@ -6,7 +6,7 @@ import dataclasses
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -15,8 +15,11 @@ from rich.table import Table
 
 from ghostgram import _dispatch
 from ghostgram.cli import doctor as examination
+from ghostgram.cli.refusing import refuse
+from ghostgram.cli.velocitune import commands as velocitune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Per-sample gradient statistics.")
+app.add_typer(velocitune, name="velocitune")
 
 
 @app.command()
@@ -54,7 +57,7 @@ def values(
     """
     needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
     if missing := [name for name in needed if find_spec(name) is None]:
-        _refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "values")
+        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "values")
     from ghostgram.algorithms.in_run_shapley.reading import LogError
     from ghostgram.cli import values as reading
     from ghostgram.cli.values_tables import draw
@@ -62,7 +65,7 @@ def values(
     try:
         found = reading.examine(log, sources, top)
     except LogError as why:
-        _refuse(str(why), "values")
+        refuse(str(why), "values")
     written = reading.write(found, out, figures) if out else []
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
@@ -84,14 +87,14 @@ def mates(
     """
     needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
     if missing := [name for name in needed if find_spec(name) is None]:
-        _refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "mates")
+        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "mates")
     from ghostgram.cli import mates as reading
     from ghostgram.cli.mates_tables import draw, figures
 
     try:
         found = reading.examine(run)
     except ValueError as why:
-        _refuse(str(why), "mates")
+        refuse(str(why), "mates")
     written = figures(found, out) if out else []
     if as_json:
         typer.echo(json.dumps([reading.as_json(facts) for facts in found], indent=2))
@@ -99,11 +102,6 @@ def mates(
     draw(found, Console())
     if written:
         typer.echo(f"{out}: {', '.join(path.name for path in written)}")
-
-
-def _refuse(why: str, command: str) -> NoReturn:
-    typer.echo(f"ghostgram {command}: {why}", err=True)
-    raise typer.Exit(2)
 
 
 def _draw(report: examination.Report, console: Console) -> None:
