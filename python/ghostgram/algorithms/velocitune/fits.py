@@ -12,7 +12,7 @@ geometric means first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -205,10 +205,6 @@ class _Problem:
     z: F64
     y: F64  # (n, m)
     weights: F64  # (n, m)
-    cells: F64 = field(init=False)  # (cells, q)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "cells", np.array(list(product(*self.shape.grid))))
 
     def _prior(self, theta: F64) -> F64:
         """(..., 0 or 1) residual of the prior."""
@@ -219,9 +215,10 @@ class _Problem:
 
     def best_cells(self) -> F64:
         """(n, q) the cell of least squares for each data set; all share their weights, which are those of the first."""
-        columns = self.shape.columns(self.cells, self.x, self.z) * self.weights[0][:, None]
+        cells = np.array(list(product(*self.shape.grid)))
+        columns = self.shape.columns(cells, self.x, self.z) * self.weights[0][:, None]
         y = (self.y * self.weights).T
-        best = np.full((len(self.cells), y.shape[1]), np.inf)
+        best = np.full((len(cells), y.shape[1]), np.inf)
         for kept in product((False, True), repeat=columns.shape[2]):
             if not any(kept):
                 continue
@@ -230,8 +227,8 @@ class _Problem:
             allowed = (np.linalg.solve(r, inside) > 0).all(1)
             rest = (y**2).sum(0) - (inside**2).sum(1)
             best = np.where(allowed, np.minimum(best, rest), best)
-        best = np.minimum(best, (y**2).sum(0)) + (self._prior(self.cells) ** 2).sum(1)[:, None]
-        return np.asarray(self.cells[best.argmin(0)])
+        best = np.minimum(best, (y**2).sum(0)) + (self._prior(cells) ** 2).sum(1)[:, None]
+        return np.asarray(cells[best.argmin(0)])
 
     def coefficients(self, theta: F64) -> F64:
         """(n, p)."""

@@ -19,6 +19,7 @@ WINDOW, ORDER, EVERY = 101, 3, 10
 """Of the Savitzky-Golay filter, and how many steps lie between the points that are kept of it."""
 
 _SLOWEST = 1e-3
+_FLAT = -460.0  # a of a law that does not fall: not minus infinity, so that shares of nothing are defined
 _UNSEEN = -1.0  # loss of a domain that no batch has held yet
 
 
@@ -142,6 +143,9 @@ class ADO(Reweighter):
             counts = np.repeat(counts.sum(1, keepdims=True), domains, 1)
         laws = np.empty((3, domains))
         for k in range(domains):
+            if self.prior[k] == 0:
+                laws[:, k] = 0.0, _FLAT, 0.0
+                continue
             use = (points[:, k] > 0) & (counts[:, k] > 0)
             n, loss = counts[use, k], points[use, k]
             if len(np.unique(n)) < 4:
@@ -152,7 +156,7 @@ class ADO(Reweighter):
             largest = settings.a_max, geometric_mean(n)
             shape = chinchilla((_SLOWEST, settings.steepest), settings.e_min, largest)
             found = fit(shape, n, loss[None], loss, robust=True).parameters()
-            laws[:, k] = found["E"], np.log(max(found["B"], 1e-300)), found["b"]
+            laws[:, k] = found["E"], np.log(max(found["B"], np.exp(_FLAT))), found["b"]
         return laws
 
 
@@ -164,7 +168,7 @@ def preference(laws: F64, n: F64, prior: F64, mean: F64, drawn: F64, step: int, 
     Args:
         laws: (3, K): e^E in nats, a, alpha.
         n: (K,) samples seen.
-        prior: (K,) mu.
+        prior: (K,) mu; where it is 0, rho is.
         mean: (K,) pbar.
         drawn: (K,) h, the moving average of drawn shares.
         step: t.
@@ -172,7 +176,8 @@ def preference(laws: F64, n: F64, prior: F64, mean: F64, drawn: F64, step: int, 
     """
     _, a, alpha = laws
     slope = np.maximum(alpha, 0.05) * np.exp(a - alpha * np.log(n)) / n
-    rho = normalised(np.maximum(normalised(slope * prior * np.sqrt(drawn), "slopes"), floor))
+    raised = np.maximum(normalised(slope * prior * np.sqrt(drawn), "slopes"), floor)
+    rho = normalised(np.where(prior > 0, raised, 0.0))
     return Preference(rho, 0.9 * mean + 0.1 * rho, mean + (rho - mean) / (step + 1))
 
 

@@ -97,11 +97,16 @@ class Velocitune(Reweighter):
 
     def propose(self, seen: Seen) -> Proposal:
         """Guards 1, 2 and 5, then the step above."""
-        targets, guards = self.targets, self.guards
+        return self._step(seen, self.targets, np.zeros(len(self.weights), bool))
+
+    def _step(self, seen: Seen, targets: Targets, unknown: Bool) -> Proposal:
+        """With these targets; domains whose target is unknown are held, whatever the policy for missing gaps."""
+        guards = self.guards
         gap = targets.l_init - targets.loss
-        missing = degenerate(gap, targets.se_init, targets.se_target, guards.min_gap, guards.k)
-        if guards.degenerate == "raise" and missing.any():
-            raise ValueError(f"degenerate: expected a gap of every domain, got {self._named(missing, gap)}")
+        missing = degenerate(gap, targets.se_init, targets.se_target, guards.min_gap, guards.k) | unknown
+        if guards.degenerate == "raise" and (missing & ~unknown).any():
+            without = {self.domains[i]: float(gap[i]) for i in np.flatnonzero(missing & ~unknown)}
+            raise ValueError(f"degenerate: expected a gap of every domain, got {without}")
         raw = velocity(seen["eval_loss"], targets.l_init, targets.loss, None)
         v = velocity(seen["eval_loss"], targets.l_init, targets.loss, self.settings.v_max)
         ok, fired, eta = ~missing, list[Firing](), self._eta(seen.tokens)
@@ -119,12 +124,11 @@ class Velocitune(Reweighter):
         if guards.ema and "v" in self.memory:
             v = note("ema", guards.ema * self.memory["v"] + (1 - guards.ema) * v, ok)
         memory = {"tokens": np.array([seen.tokens], np.float64), "v": v}
-        hold = missing & (guards.degenerate == "hold")
-        if guards.degenerate == "zero":
-            v = note("degenerate", np.where(ok, v, 0.0), missing)
-        elif (self.weights[ok] > 0).any():
-            v = note("degenerate", held(v, self.weights, eta, ok), missing)
-        shown = {"V_raw": raw, "V": v, "gap": gap, "degenerate": missing.astype(np.float64)}
+        hold = missing & (guards.degenerate == "hold") | unknown
+        v = note("degenerate", np.where(missing & ~hold, 0.0, v), missing & ~hold)
+        if (self.weights[~hold] > 0).any():
+            v = note("degenerate", held(v, self.weights, eta, ~hold), hold)
+        shown = {"V_raw": raw, "V": v, "gap": gap, "degenerate": missing.astype(np.float64), "target": targets.loss}
         idle = self.updates < self.settings.warmup or not (self.weights[~hold] > 0).any()
         weights = self.weights if idle else exponentiated(self.weights, eta * v)
         return Proposal(weights, memory, shown, hold, tuple(fired))
@@ -138,6 +142,3 @@ class Velocitune(Reweighter):
         if tokens < before:
             raise ValueError(f"tokens: expected at least the {before:g} of the last update, got {tokens}")
         return float(self.settings.eta * (tokens - before) / (self.settings.per * self.budget))
-
-    def _named(self, which: Bool, gap: F64) -> dict[str, float]:
-        return {self.domains[i]: float(gap[i]) for i in np.flatnonzero(which)}
