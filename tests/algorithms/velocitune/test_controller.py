@@ -124,6 +124,21 @@ def test_a_folder_with_another_runs_rows_is_refused(tmp_path):
         again.observe([0], [LENGTH])
 
 
+def test_a_log_with_gaps_is_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    ctl, mixture = controlled(log=tmp_path)
+    stepped(ctl, mixture, 8, losses(2.5, 2.1, 1.6))
+    state, whole = ctl.state_dict(), mixture.state_dict()
+    min(tmp_path.glob("part-*.parquet")).unlink()
+    again, mixture = controlled(log=tmp_path)
+    mixture.load_state_dict(whole)
+    with pytest.raises(ValueError, match="6 rows of 2 updates of 3 domains, got 3"):
+        again.load_state_dict(state)
+    again, mixture = controlled(log=tmp_path / "new")
+    mixture.load_state_dict(whole)
+    again.load_state_dict(state)  # a log that begins here
+
+
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
 

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import ghostgram as gg  # noqa: E402
+from algorithms.ranks import on_ranks  # noqa: E402
 from algorithms.velocitune.tiny import (  # noqa: E402
     BATCH,
     HELD_OUT,
@@ -73,6 +74,23 @@ def test_micro_batches_and_workers_change_nothing_but_the_lag(workers):
         return [found[number] for number in sorted(found)]
 
     assert ids(accumulation=3, num_workers=workers) == ids()
+
+
+def _ids_and_weights(rank=None, folder=None):
+    """Of an untrained model, so that ranks and a single process see the same losses to the bit."""
+    model, _ = model_and_optimizer()
+    data = sampler(model, tokens=10 * BATCH * LENGTH, interval=0.25)
+    ids = [list(zip(batch.domain_ids.tolist(), batch.sample_ids.tolist(), strict=True)) for batch in data]
+    return ids, data.weights.tolist(), data.controller.tokens
+
+
+def test_ranks_share_batches_and_evaluations(tmp_path):
+    whole, weights, tokens = _ids_and_weights()
+    assert weights != pytest.approx([4 / 9, 3 / 9, 2 / 9], abs=0.01)
+    for rank, (ids, same, counted) in enumerate(on_ranks(2, _ids_and_weights, tmp_path)):
+        assert ids == [batch[rank::2] for batch in whole]
+        assert same == weights
+        assert counted == tokens
 
 
 def test_rules_of_training_losses_are_given_them():

@@ -167,7 +167,8 @@ class MixtureController:
             FileExistsError: The log holds another run's rows.
             ValueError: Shapes differ, or there are neither tokens nor lengths.
         """
-        self._open_log()
+        if self.mixture.rank == 0:
+            self._journal.begin(self._metadata)
         if tokens is None:
             if self.lengths is None:
                 raise ValueError("tokens: expected those of every sample, or lengths of the domains, got neither")
@@ -294,7 +295,8 @@ class MixtureController:
         """Goes on from a state, and drops what the log holds of later batches.
 
         Raises:
-            ValueError: It is of other domains or another order of them, or of another rule, settings, interval or mode.
+            ValueError: It is of other domains or another order of them, or of another rule, settings, interval or mode;
+                or the log holds some of the run's updates and not all.
         """
         for name, value in self._settings().items():
             if state[name] != value:
@@ -309,11 +311,8 @@ class MixtureController:
             from ghostgram.algorithms.velocitune.evaluate import DomainLosses  # which needs torch
 
             self.l_init = DomainLosses(*map(np.array, state["l_init"]))
-        self._open_log(self.asked.batches)
-
-    def _open_log(self, step: int | None = None) -> None:
         if self.mixture.rank == 0:
-            self._journal.open(self._metadata(), step)
+            self._journal.resume(self._metadata(), self.asked.batches)
 
     def _settings(self) -> dict[str, Any]:
         """What a state must have in common with the controller that takes it."""

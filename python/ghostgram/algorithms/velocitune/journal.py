@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,16 +67,24 @@ class Journal:
         self._watch, self._said = Watch(self.domains), set[tuple[str, str]]()
         self._record: MixtureRecord | None = None
 
-    def open(self, metadata: Mapping[str, str], step: int | None = None) -> None:
-        """Begins the log, or goes on with the one of a run that has come to `step`; once.
+    def begin(self, metadata: Callable[[], Mapping[str, str]]) -> None:
+        """Begins the log, if that was not done.
 
         Raises:
-            FileExistsError: The folder holds the rows of a run, and this one begins.
+            FileExistsError: The folder holds the rows of a run.
         """
-        if self._log is not None and (self._record is None or step is not None):
-            self._record = MixtureRecord(self._log, self.domains, metadata, resume=step is not None)
-            if step is not None:
-                self._record.rewind(step)
+        if self._log is not None and self._record is None:
+            self._record = MixtureRecord(self._log, self.domains, metadata(), resume=False)
+
+    def resume(self, metadata: Mapping[str, str], step: int) -> None:
+        """Goes on with the log of a run that has come to a step.
+
+        Raises:
+            ValueError: The log lacks updates of the run.
+        """
+        if self._log is not None:
+            self._record = MixtureRecord(self._log, self.domains, metadata, resume=True)
+            self._record.rewind(step, self._rule.updates)
 
     def enter(self, entry: Entry, schedule: Schedule) -> tuple[Alarm, ...]:
         """Writes an update down, and says what is alarming about it."""
@@ -147,7 +155,7 @@ class Journal:
             "w_mean": entry.mean,
             "loss": None if losses is None else losses.loss,
             "se": None if losses is None else losses.se,
-            "target": None if targets is None else targets.loss,
+            "target": shown.get("target", None if targets is None else targets.loss),
             **{name: None if targets is None else _each(targets, field) for name, field in of_targets.items()},
             **{name: shown.get(name) for name in ("V_raw", "V", "gap", "degenerate")},
             "draws": draws,

@@ -72,9 +72,22 @@ class MixtureRecord:
         """Writes the rows added since the last flush."""
         self._table.flush()
 
-    def rewind(self, step: int) -> None:
-        """Drops rows of later steps: those of a run that went on after its last checkpoint and was killed."""
+    def rewind(self, step: int, updates: int) -> None:
+        """Drops rows of later steps: those of a run that went on after its last checkpoint and was killed.
+
+        Args:
+            step: That the run goes on from.
+            updates: Made until then; a log of none of them is one that begins there.
+
+        Raises:
+            ValueError: Rows of some of them are missing, or are of other domains.
+        """
         self._table.rewind(step + 1)
+        if (found := len(self.rows())) not in (0, updates * len(self.domains)):
+            raise ValueError(
+                f"log: expected a new folder, or {updates * len(self.domains)} rows of {updates} updates of "
+                f"{len(self.domains)} domains, got {found}"
+            )
 
     def rows(self) -> Any:
         """All rows, as a pyarrow.Table."""
