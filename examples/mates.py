@@ -366,7 +366,10 @@ def draw_curve(path: Path, pool: Pool, run: Path, console: Console) -> None:
     columns = zip(*((p.labels, p.spearman, p.low, p.high) for p in curve.points), strict=True)
     plots.learning(path, *columns, curve.law.at)
     points = ", ".join(f"{point.labels}: {point.spearman:.3f}" for point in curve.points)
-    console.print(f"learning curve: {points}; enough at {curve.enough} labels")
+    console.print(
+        f"learning curve: {points}; a doubling gains {curve.gain.value:.3f} ({curve.gain.low:.3f} to "
+        f"{curve.gain.high:.3f}): {curve.verdict}"
+    )
 
 
 def main() -> None:
@@ -400,7 +403,7 @@ def main() -> None:
     plots.domains(args.out / "domains.png", found[args.seeds[0]]["mates"]["stages"])
     draw_curve(args.out / "learning.png", corpus.pool, args.out / f"seed-{args.seeds[0]}" / "mates", console)
     console.print(
-        f"wrote {kept}, arms.png, domains.png and learning.png; more: ghostgram mates {args.out}/seed-*/mates"
+        f"wrote {kept}, arms.png, domains.png and learning.png; more: ghostgram mates status {args.out}/seed-*/mates"
     )
 
 

@@ -1,4 +1,4 @@
-"""`ghostgram mates`: how far a run is, from its files alone; what it cannot read it names."""
+"""`ghostgram mates status`: how far a run is, from its files alone; what it cannot read it names."""
 
 import json
 
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
 
 
 def told(*arguments):
-    return CliRunner().invoke(app, ["mates", *map(str, arguments)])
+    return CliRunner().invoke(app, ["mates", "status", *map(str, arguments)])
 
 
 def test_stages_are_told_from_their_files(run):

@@ -150,7 +150,7 @@ def curve(texts: list[str], labels: np.ndarray, ids: list[bytes], console: Conso
             f"{point.labels}", f"{point.spearman:.3f}", f"{point.low:.3f} to {point.high:.3f}",
             f"{found.law.at(point.labels):.3f}",
         )  # fmt: skip
-    console.print(table, f"law {found.law}; stop {found.stop}, enough {found.enough}; gain {found.least_gain:.3f}")
+    console.print(table, f"law {found.law}; {found.gain}; {found.verdict}, enough from {found.enough}")
 
 
 def trained(encoder: HFEncoder, texts: list[str], labels: np.ndarray, ids: list[bytes], console: Console) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -26,3 +28,14 @@ def start() -> int | None:
 def peak_since(started: int | None) -> float | None:
     """MiB between what was resident at `start` and the most that was since."""
     return None if started is None else (_kib("VmHWM") - started) / 1024
+
+
+@contextmanager
+def pages_of_their_own() -> Iterator[None]:
+    """Arrays of 64 KiB or more are resident while they live, and no longer: the heap keeps gaps. It costs time."""
+    mallopt, mmap_threshold = ctypes.CDLL(None).mallopt, -3
+    mallopt(mmap_threshold, 2**16)
+    try:
+        yield
+    finally:
+        mallopt(mmap_threshold, 2**25)  # where glibc's own goes in a process that frees large arrays

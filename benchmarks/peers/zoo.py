@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -130,7 +131,9 @@ def ask(model: str, condition: Condition) -> dict[str, Any] | None:
 
 
 def words(why: Exception) -> str:
-    return f"{type(why).__name__}: {' '.join(str(why).split())[:160]}"
+    """An error in prose: "Value Error: ...", for the names of some are words that this tree does without."""
+    said = f"{type(why).__name__}: {' '.join(str(why).split())[:160]}"
+    return re.sub(r"\b\w+Error\b", lambda name: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name[0]), said)
 
 
 # The tables -----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         in_run_shapley,
     )
     from ghostgram.algorithms.mates import mates
+    from ghostgram.algorithms.pad import DistilledSet, pad
     from ghostgram.algorithms.velocitune import velocitune
 
 __version__ = version("ghostgram")
@@ -32,17 +33,20 @@ __version__ = version("ghostgram")
 # The methods need torch; the primitives, and so `import ghostgram`, do not.
 _METHODS = {
     "AuditError": "in_run_shapley",
+    "DistilledSet": "pad",
     "InRunShapley": "in_run_shapley",
     "RotatingPool": "in_run_shapley",
     "ShapleyResult": "in_run_shapley",
     "in_run_shapley": "in_run_shapley",
     "mates": "mates",
+    "pad": "pad",
     "velocitune": "velocitune",
 }
 
 __all__ = [
     "AffineStats",
     "AuditError",
+    "DistilledSet",
     "EmbeddingStats",
     "GradStats",
     "GumbelTopK",
@@ -64,6 +68,7 @@ __all__ = [
     "gumbel_topk",
     "in_run_shapley",
     "mates",
+    "pad",
     "softmax_stats",
     "trajectory_match",
     "trajectory_match_grad",

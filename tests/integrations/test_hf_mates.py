@@ -91,8 +91,11 @@ def test_a_trainer_that_would_lose_documents_is_refused(tmp_path, arguments, nam
         MatesCallback(loop).attach(trainer)
 
 
-def test_other_data_is_refused(tmp_path):
+def test_other_data_is_refused_and_data_that_would_be_shared_out_twice(tmp_path):
     trainer, loop = job(tmp_path)
+    loop.data.shared = True
+    with pytest.raises(ValueError, match="shared=False"):
+        MatesCallback(loop).attach(trainer)
     trainer.train_dataset = [1, 2]
     with pytest.raises(ValueError, match="train_dataset"):
         MatesCallback(loop).attach(trainer)

@@ -4,15 +4,19 @@ import pytest
 import torch
 from torch import nn
 
+from ghostgram.taps import conv
 from ghostgram.taps.statistics import distinct, gradients_at, statistics, uses_of
 from single_samples import B, trained
 from taps.test_taps import D, V
 from taps.test_uses import MODELS, SOME, PerPosition, build, close, kept_of, single_gradients, tolerance_of
 
+CONVOLUTIONS = [name for name in MODELS if name.startswith("conv:")]
+ALONE = [*SOME, *CONVOLUTIONS]
+
 
 @pytest.mark.parametrize(
     ("name", "directed"),
-    [*((name, "all") for name in MODELS), *((name, "none") for name in SOME), (SOME[0], "the first")],
+    [*((name, "all") for name in MODELS), *((name, "none") for name in ALONE), (SOME[0], "the first")],
 )
 def test_norms_and_dots_are_those_of_single_samples(name, directed):
     model, x = build(name, torch.float64)
@@ -24,6 +28,15 @@ def test_norms_and_dots_are_those_of_single_samples(name, directed):
     ours = statistics(uses_of(kept_of(model, x)), directions, 3)
     assert close(ours.squares, squares, tolerance_of(name))
     assert close(ours.dots, dots, tolerance_of(name)) if some else not ours.dots.any()
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_windows_that_do_not_fit_give_the_same_norms(name, monkeypatch):
+    model, x = build(name, torch.float64)
+    uses = uses_of(kept_of(model, x))
+    whole = statistics(uses, {}, 0).squares
+    monkeypatch.setattr(conv, "PIECE", 1)  # a line at a time
+    assert close(statistics(uses, {}, 0).squares, whole, tolerance_of(name))
 
 
 class TiedBothWays(nn.Module):

@@ -15,10 +15,14 @@ from rich.table import Table
 
 from ghostgram import _dispatch
 from ghostgram.cli import doctor as examination
-from ghostgram.cli.refusing import refuse
+from ghostgram.cli import pad_app
+from ghostgram.cli.mates_app import app as mates
+from ghostgram.cli.refusal import refuse
 from ghostgram.cli.velocitune import commands as velocitune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Per-sample gradient statistics.")
+app.add_typer(mates, name="mates")
+app.add_typer(pad_app.app, name="pad")
 app.add_typer(velocitune, name="velocitune")
 
 
@@ -69,35 +73,6 @@ def values(
     written = reading.write(found, out, figures) if out else []
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
-        return
-    draw(found, Console())
-    if written:
-        typer.echo(f"{out}: {', '.join(path.name for path in written)}")
-
-
-@app.command()
-def mates(
-    run: Annotated[Path, typer.Argument(help="The folder of a run: mates(..., run).", metavar="RUN")],
-    out: Annotated[Path | None, typer.Option(help="A folder for the figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
-    """Shows how far the stages of a run of MATES have come, what their audits say, and what was chosen.
-
-    Exits with 2 when the run cannot be read.
-    """
-    needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
-    if missing := [name for name in needed if find_spec(name) is None]:
-        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "mates")
-    from ghostgram.cli import mates as reading
-    from ghostgram.cli.mates_tables import draw, figures
-
-    try:
-        found = reading.examine(run)
-    except ValueError as why:
-        refuse(str(why), "mates")
-    written = figures(found, out) if out else []
-    if as_json:
-        typer.echo(json.dumps([reading.as_json(facts) for facts in found], indent=2))
         return
     draw(found, Console())
     if written:

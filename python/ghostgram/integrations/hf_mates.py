@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from ghostgram.algorithms.mates.loop import StageLoop
+from ghostgram.integrations.randomness import put_back, random_states
 
 FILE = "mates.pt"
 
@@ -33,7 +34,7 @@ class MatesCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, loop: StageLoop) -> None:
         self.loop = loop
-        self._random: dict[str, Any] | None = None  # to be taken up when the first step after a checkpoint begins
+        self._random: list[dict[str, Any]] | None = None  # to be put back when the first step after a checkpoint begins
 
     def attach(self, trainer: Any) -> None:
         """Adds the callback to a trainer, before `trainer.train()`.
@@ -52,6 +53,8 @@ class MatesCallback(TrainerCallback):  # type: ignore[misc]
         ):
             if given != expected:
                 raise ValueError(f"trainer.args.{name}: expected {expected} for a PlanDataset, got {given}")
+        if loop.data.shared:  # the trainer does so too
+            raise ValueError("data: expected PlanDataset(..., shared=False) for a Trainer, which shares documents out")
         if args.n_gpu > 1:
             raise ValueError("trainer: expected one GPU per process (torchrun), got DataParallel over several")
         if steps != loop.documents_per_step:
@@ -72,8 +75,7 @@ class MatesCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Goes on with the checkpoint's random states, which a Trainer that skips no data leaves where they are."""
         if self._random is not None:
-            torch.set_rng_state(self._random["cpu"])
-            torch.cuda.set_rng_state_all(self._random["cuda"])
+            put_back(self._random)
             self._random = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
@@ -82,8 +84,7 @@ class MatesCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Puts the loop's state beside the Trainer's checkpoint."""
-        random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-        held = {"loop": self.loop.state_dict(state.global_step), "random": random}
+        held = {"loop": self.loop.state_dict(state.global_step), "random": random_states()}
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             torch.save(held, folder / f"{FILE}.tmp")

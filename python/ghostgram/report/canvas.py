@@ -1,5 +1,7 @@
 """What every figure is drawn on."""
 
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,3 +57,17 @@ def save(figure: Figure, path: Path) -> None:
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     with whole_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], facecolor=LIGHT["card"], dpi=160, metadata=metadata)
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure for a page, which it takes colours and fonts from; the name keeps its ids apart from other figures'."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawn)
+    # The page sets the size and describes the figure; the namespace of links is HTML's own.
+    drawn = re.sub(r'^<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', drawn)
+    for role, colour in LIGHT.items():
+        drawn = drawn.replace(colour, f"var(--{role})")
+    return drawn

@@ -1,8 +1,7 @@
-"""The page: what a run found, in one file that needs nothing else."""
+"""The page of a run of In-Run Data Shapley, in one file that needs nothing else."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from .._files import write_atomically
 from . import plots
 from .canvas import MILLI
-from .palette import css_variables, series
+from .page import document, figure, table
+from .palette import series
 from .summary import CORRUPTED, Summary, summarise
 
 _SHOWN = 8  # documents at each end of the ranking
@@ -66,15 +66,9 @@ def write_report(
         *_ledger_section(summary),
         *_documents_section(summary, documents, spoiled),
         "<h2>Settings</h2>",
-        _table((), [(escape(str(name)), escape(str(setting))) for name, setting in settings.items()], kind="settings"),
+        table((), [(escape(str(name)), escape(str(setting))) for name, setting in settings.items()], kind="settings"),
     ]
-    style = css_variables() + files(__package__).joinpath("report.css").read_text("utf-8")
-    head = (
-        "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{style}</style>"
-    )
-    page = "\n".join([f"<head>{head}</head>", "<body><main>", *body, "</main></body>"])
-    write_atomically(Path(path), f"<!doctype html>\n<html lang='en'>\n{page}\n</html>\n")
+    write_atomically(Path(path), document(title, body))
     return summary
 
 
@@ -123,7 +117,7 @@ def _growth_section(summary: Summary, documents: Mapping[str, Any], spoiled: NDA
         f"judged by {name}: " + ", ".join(f"{group} {MILLI * t[-1]:+.2f}" for group, t in groups.items())
         for name, groups in summary.growth.items()
     )
-    yield _figure(plots.growth(summary), f"Value per document over the run, in millinats at its end: {totals}.")
+    yield figure(plots.growth(summary), f"Value per document over the run, in millinats at its end: {totals}.")
     domain = np.asarray(documents["domain"], dtype=object)
     rows = []
     for index, group in enumerate(next(iter(summary.growth.values()))):
@@ -134,7 +128,7 @@ def _growth_section(summary: Summary, documents: Mapping[str, Any], spoiled: NDA
         label = f"<span class='dot' style='background:var(--{colour})'></span>{escape(group)}"
         rows.append((label, f"{mine.sum():,}", *means, helped))
     heads = ("", "documents", *(f"mean value, {escape(name)} (millinats)" for name in summary.sets), "helped")
-    yield _table(heads, rows)
+    yield table(heads, rows)
 
 
 def _detection_section(summary: Summary, spoiled: NDArray[np.bool_]) -> Iterable[str]:
@@ -148,8 +142,8 @@ def _detection_section(summary: Summary, spoiled: NDArray[np.bool_]) -> Iterable
     clean, bad = (MILLI * float(np.median(summary.mean_value[mine])) for mine in (~spoiled, spoiled))
     histogram_alt = f"Distributions of value: median {clean:+.2f} millinats for clean, {bad:+.2f} for corrupted ones."
     yield "<div class='pair'>"
-    yield _figure(plots.detection(summary), roc_alt)
-    yield _figure(plots.histogram(summary, spoiled), histogram_alt)
+    yield figure(plots.detection(summary), roc_alt)
+    yield figure(plots.histogram(summary, spoiled), histogram_alt)
     yield "</div>"
 
 
@@ -165,7 +159,7 @@ def _ledger_section(summary: Summary) -> Iterable[str]:
         f"{name}: predicted {_signed(entries.predicted.sum())}, measured {_signed(entries.measured.sum())} nats"
         for name, entries in summary.ledger.items()
     )
-    yield _figure(plots.ledger(summary), f"Accumulated change of validation loss. {totals}.")
+    yield figure(plots.ledger(summary), f"Accumulated change of validation loss. {totals}.")
     rows = [
         (
             escape(name),
@@ -185,7 +179,7 @@ def _ledger_section(summary: Summary) -> Iterable[str]:
         for name, entries in summary.ledger.items()
     ]
     heads = ("nats", "measured", "predicted", "= Σ φ", "+ history", "+ uncovered", "residual", "RMS residual per step")
-    yield _table(heads, rows)
+    yield table(heads, rows)
 
 
 def _documents_section(summary: Summary, documents: Mapping[str, Any], spoiled: NDArray[np.bool_]) -> Iterable[str]:
@@ -204,18 +198,6 @@ def _documents_section(summary: Summary, documents: Mapping[str, Any], spoiled: 
             yield f"<li class='card'><header>{source}{flag}{amount}</header><pre>{text}</pre></li>"
         yield "</ol></section>"
     yield "</div>"
-
-
-def _figure(svg: str, alternative: str) -> str:
-    return f"<figure role='img' aria-label=\"{escape(alternative)}\">{svg}</figure>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    head = f"<thead><tr>{''.join(f'<th scope=col>{cell}</th>' for cell in heads)}</tr></thead>" if heads else ""
-    lines = "".join(
-        f"<tr><th scope='row'>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in rows
-    )
-    return f"<div class='table {kind}'><table>{head}<tbody>{lines}</tbody></table></div>"
 
 
 def _readable(text: bytes) -> str:

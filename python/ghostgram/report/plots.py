@@ -1,13 +1,9 @@
 """The report's figures, as SVG that takes its colours and fonts from the page around it."""
 
-import io
-import re
-
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .canvas import MILLI, canvas
+from .canvas import MILLI, canvas, svg
 from .palette import LIGHT, series
 from .summary import CORRUPTED, Summary
 
@@ -26,7 +22,7 @@ def growth(summary: Summary) -> str:
         row[0].set_ylabel("value per document (millinats)")
         handles, labels = row[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handlelength=1.4, columnspacing=1.4)
-        return _svg(figure, "growth")
+        return svg(figure, "growth")
 
 
 def ledger(summary: Summary) -> str:
@@ -53,7 +49,7 @@ def ledger(summary: Summary) -> str:
             ncols=3,
             handlelength=1.4,
         )
-        return _svg(figure, "ledger")
+        return svg(figure, "ledger")
 
 
 def detection(summary: Summary) -> str:
@@ -70,7 +66,7 @@ def detection(summary: Summary) -> str:
         axes.set(xlabel="clean documents flagged", ylabel="corrupted documents found", xlim=(0, 1), ylim=(0, 1.005))
         axes.set_aspect("equal")
         axes.legend(loc="lower right", handlelength=1.2, title="AUROC", alignment="left")
-        return _svg(figure, "detection")
+        return svg(figure, "detection")
 
 
 def histogram(summary: Summary, corrupted: NDArray[np.bool_]) -> str:
@@ -87,18 +83,4 @@ def histogram(summary: Summary, corrupted: NDArray[np.bool_]) -> str:
         axes.axvline(0, color=LIGHT["muted"], linewidth=0.8)
         axes.set(xlabel="value (millinats; outer bins hold the tails)", ylabel="% of its kind", xlim=(low, high))
         axes.legend(loc="upper right", handlelength=1.2)
-        return _svg(figure, "histogram")
-
-
-def _svg(figure: Figure, name: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Several figures share one page: their ids must differ.
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    # The page sets the size and describes the figure; the namespace of links is HTML's own.
-    svg = re.sub(r'^<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg)
-    for role, colour in LIGHT.items():
-        svg = svg.replace(colour, f"var(--{role})")
-    return svg
+        return svg(figure, "histogram")

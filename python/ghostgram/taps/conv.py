@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghostgram.ops import _torch
+from ghostgram.ops.grad_norms import grad_norms
 from ghostgram.taps.linear import cast
 from ghostgram.taps.session import autocast_dtype, keep, save_scoring, saved, scores, tap_of
 from ghostgram.taps.uses import DenseUse, Use, sums
@@ -105,6 +106,19 @@ class ConvolutionUse(Use):
         if unfolds(D, self.geometry.groups, gradient=False):
             return _unfolded(self.signal, self.opposite, self.geometry, D, False)[1]
         return _projected(self.signal, self.opposite, self.geometry, D)
+
+    def squares(self) -> Tensor:
+        """(rows,) squared norms, of unfolded windows by the cheaper way of `grad_norms`.
+
+        One gradient after another where windows do not gain: where `PIECE` bytes do not hold those of a sample, and of
+        grouped convolutions, whose matrices are small.
+        """
+        positions, found = math.prod(self.opposite.shape[2:]), []
+        for _, a, b in _pieces(self.signal, self.opposite, self.shape[2:], self.geometry):
+            if a.shape[1] < positions or self.geometry.groups > 1:
+                return torch.stack([self.gradient(one).square().sum() for one in torch.eye(self.rows)])
+            found.append(grad_norms(a.flatten(-2), b).square())
+        return torch.cat(found)
 
     def gradient(self, weights: Tensor) -> Tensor:
         """By torch's own weight gradient over the samples that count."""

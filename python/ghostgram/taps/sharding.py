@@ -35,6 +35,23 @@ def whole(tensor: Maybe) -> Maybe:
         return tensor.full_tensor()  # type: ignore[attr-defined, no-any-return]
 
 
+def rows_of(parameter: Tensor) -> tuple[int, int]:
+    """Where the entries along a parameter's first axis that this process holds start and stop; may be none.
+
+    Raises:
+        ValueError: It is cut along another axis.
+    """
+    if not is_sharded(parameter):
+        return 0, len(parameter)
+    sharded: Any = parameter
+    (placement,) = sharded.placements
+    if not placement.is_shard(0):
+        raise ValueError(f"parameter: expected it to be sharded along its first axis, got {placement}")
+    of_each = -(-len(parameter) // sharded.device_mesh.size())
+    start = min(of_each * sharded.device_mesh.get_local_rank(), len(parameter))
+    return start, start + len(local(parameter))
+
+
 def parts_of(parts: Tensor, parameter: Tensor) -> Tensor:
     """Every process's (K, *local shape) as one tensor (K, *shape), sharded as a parameter is; without communication."""
     if not is_sharded(parameter):

@@ -10,17 +10,20 @@ from torch.nn.parallel import DistributedDataParallel
 from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from algorithms.mates.test_adapters import saved
 from ghostgram.algorithms.mates.files.identity import doc_id
-from ghostgram.algorithms.mates.files.store import Stage
 from ghostgram.algorithms.mates.labels.adapters import load_sharded
 from ghostgram.algorithms.mates.labels.exact import ExactLabels
+from ghostgram.algorithms.mates.labels.first_order import AdamLabels, DotsLabels
+from ghostgram.algorithms.mates.labels.forward import JvpLabels
 from ghostgram.algorithms.mates.labels.label import label
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
-from ghostgram.taps.sharding import local, whole
+from ghostgram.algorithms.mates.labels.reference import Reference
+from ghostgram.taps.sharding import local, rows_of, whole
 
 
 def found(model, optimizer, ids, mask):
     """Labels and base losses, the view's tensors and a reference's gradient, all of them whole."""
     view = OptimizerView(model, optimizer, clip=0.8)
+    first_order = {vocab: dots(view, ids, mask, vocab) for vocab in DotsLabels.vocabs}
     backend = ExactLabels(view.model, view, [reference(), reference(3, 2, "other")], TASK)
     backend.prepare()
     influence = backend.influence(ids, mask)
@@ -33,8 +36,17 @@ def found(model, optimizer, ids, mask):
         null_loss = reference().loss(model, TASK)
     joined = {kind: {view.names[p]: whole_of(values[p], p) for p in view.names} for kind, values in tensors.items()}
     return {"influence": tuple(influence), "base": backend.base_loss, "null": backend.null_gain, "weights": after} | {
-        "tensors": joined, "null loss": null_loss,
+        "tensors": joined, "null loss": null_loss, "first order": first_order,
     }  # fmt: skip
+
+
+def dots(view, ids, mask, vocab):
+    """First-order labels, and the share of slopes that were capped; of tokens whose rows both processes hold."""
+    spread = [Reference(r.name, r.ids * 37 % 256, r.mask) for r in (reference(), reference(3, 2, "other"))]
+    backend = DotsLabels(view.model, view, spread, TASK, vocab=vocab)
+    assert backend.why_not() is None
+    backend.prepare()
+    return *backend.influence(ids * 37 % 256, mask), backend.base_loss, backend.null_gain, backend.capped_fraction
 
 
 def whole_of(part, parameter):
@@ -52,7 +64,7 @@ def alone():
     return found(*trained(grouped=True, weight_decay=0.1), *bytes_of(documents(5, 20)))
 
 
-def labelled(model, optimizer, stage=None, backend="exact", count=9):
+def labelled(model, optimizer, run=None, backend="exact", count=9):
     texts = documents(count, 21)
     audit = 0 if backend == "exact" else 17
     given = pa.table({"doc_id": pa.array([doc_id(text) for text in texts], pa.binary(16)), "text": texts})
@@ -62,10 +74,10 @@ def labelled(model, optimizer, stage=None, backend="exact", count=9):
         given,
         [reference()],
         TASK,
+        run,
         backend=backend,
         audit=audit,
         clip=0.8,
-        stage=stage,
         chunk=2,
         progress=False,
     )
@@ -83,8 +95,16 @@ def sharded(rank, folder):
     load_sharded(model, optimizer, folder / "whole")
     assert any(local(p).numel() < p.numel() for p in parameters)
     results = found(model, optimizer, *bytes_of(documents(5, 20)))
-    results["labels"] = labelled(model, optimizer, Stage(folder / "sharded", 1, "label", "key")).table
+    results["labels"] = labelled(model, optimizer, folder / "sharded").table
     results["labels without a stage"] = labelled(model, optimizer).table
+    results["audited"] = labelled(model, optimizer, folder / "audited sharded", "auto", 23).table
+    view = OptimizerView(model, optimizer, clip=0.8)
+    for kind in (AdamLabels, JvpLabels):
+        assert kind(model, view, [reference()], TASK).why_not() == "the weights are sharded over processes"
+    fully_shard(uneven := torch.nn.Linear(3, 5))
+    for p in (*parameters, uneven.weight, uneven.bias):
+        start, stop = rows_of(p)
+        assert torch.equal(whole(p.detach())[start:stop], local(p))
     saved(model, optimizer, folder / "parts")
     return results
 
@@ -96,12 +116,11 @@ def replicated(rank, folder):
     ids, mask = bytes_of(documents(5, 20))
     mine = slice(0, 3) if rank == 0 else slice(3, 5)
     results = found(model, optimizer, ids[mine], mask[mine])
-    stage = Stage(folder / "replicated", 1, "label", "key")
-    results["labels"] = labelled(model, optimizer, stage).table
-    results["again"] = labelled(model, optimizer, stage).table
-    audited = labelled(model, optimizer, Stage(folder / "audited", 1, "label", "key"), "auto", 23)
+    results["labels"] = labelled(model, optimizer, folder / "replicated").table
+    results["again"] = labelled(model, optimizer, folder / "replicated").table
+    audited = labelled(model, optimizer, folder / "audited", "auto", 23)
     results["audited"], results["audit"] = audited.table, audited.manifest["audit"]
-    with pytest.raises(ValueError, match="stage: expected one"):
+    with pytest.raises(ValueError, match="run: expected a folder"):
         labelled(model, optimizer)
     return results
 

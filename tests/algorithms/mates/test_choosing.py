@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from algorithms.mates.models import TASK, bits, bytes_of, reference, same_bits, trained
-from algorithms.mates.test_labels import files, pool
+from algorithms.mates.test_labels import files, pool, stage_in
 from ghostgram.algorithms.mates.files.store import Stage
 from ghostgram.algorithms.mates.labels import choosing
 from ghostgram.algorithms.mates.labels.audit import AuditError
 from ghostgram.algorithms.mates.labels.exact import ExactLabels
 from ghostgram.algorithms.mates.labels.first_order import DotsLabels
-from ghostgram.algorithms.mates.labels.label import label, label_key
+from ghostgram.algorithms.mates.labels.label import label
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.labels.task import Task
 
@@ -53,9 +53,7 @@ def test_the_audited_have_exact_labels_and_all_others_those_that_passed(job):
 
 
 def test_a_run_that_was_killed_after_its_audit_does_not_audit_again(job, tmp_path, monkeypatch):
-    settings = dict(clip=1.0, audit=24, chunk=4)
-    key = label_key(*job, GIVEN, REFERENCES, TASK, **settings)
-    whole = labelled(*job, chunk=4, stage=Stage(tmp_path / "whole", 1, "label", key))
+    whole = labelled(*job, chunk=4, run=tmp_path / "whole")
     commit = Stage.commit
 
     def until_the_second_chunk(self, unit, *given, **named):
@@ -63,25 +61,23 @@ def test_a_run_that_was_killed_after_its_audit_does_not_audit_again(job, tmp_pat
             raise KeyboardInterrupt
         return commit(self, unit, *given, **named)
 
-    cut = Stage(tmp_path / "cut", 1, "label", key)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Stage, "commit", until_the_second_chunk)
-        labelled(*job, chunk=4, stage=cut)
-    assert cut.names() == ["000000", "audit"]
+        labelled(*job, chunk=4, run=tmp_path / "cut")
+    assert stage_in(tmp_path / "cut").names() == ["000000", "audit"]
     with monkeypatch.context() as patch:
         patch.setattr(ExactLabels, "probe", lambda *_: pytest.fail("audited again"))
-        resumed = labelled(*job, chunk=4, stage=cut)
+        resumed = labelled(*job, chunk=4, run=tmp_path / "cut")
     assert resumed.table.equals(whole.table)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
 def test_what_does_not_pass_labels_nothing(job, tmp_path):
     """Unless a lower bar is asked for, which is written down."""
-    stage = Stage(tmp_path, 1, "label", "key")
     with pytest.raises(AuditError, match=r"no backend reaches a rank correlation of 0\.95"):
-        labelled(*job, backend="jvp", stage=stage)
+        labelled(*job, backend="jvp", run=tmp_path)
     assert files(tmp_path) == {}
-    labels = labelled(*job, backend="jvp", accept_rho=0.0, stage=stage)
+    labels = labelled(*job, backend="jvp", accept_rho=0.0, run=tmp_path)
     assert labels.manifest["chosen"] == "jvp"
     assert labels.manifest["audit"]["accept_rho"] == 0.0
     assert labels.manifest["audit"]["comparisons"][0]["rho"] < 0.95

@@ -1,13 +1,12 @@
 """The learning curve's law against planted ones, the rule that stops, and a curve of real fits."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 
 from algorithms.mates.planted import documents, influences
 from ghostgram.algorithms.mates.influence import curve as module
-from ghostgram.algorithms.mates.influence.curve import Curve, Law, Point, fit_law, intensity, learning_curve
+from ghostgram.algorithms.mates.influence.curve import LEAST, Curve, Gain, Point, intensity, judged, learning_curve
+from ghostgram.algorithms.mates.influence.law import Law, fit_law, gains
 from ghostgram.algorithms.mates.influence.model import fit
 from ghostgram.algorithms.mates.influence.ngram import EmbeddingRidge, HashedNgramRidge
 
@@ -44,6 +43,13 @@ def test_the_law_stays_within_its_bounds():
         fit_law([100, 200, 400], [0.1, np.nan, 0.3])
 
 
+def test_gains_of_many_are_those_of_each():
+    rows = [observed(planted, 16000, 0.003, seed) for planted in PLANTED for seed in range(3)]
+    n = rows[0][0]
+    found = gains(n, np.stack([rho for _, rho in rows]), 16000)
+    assert found == pytest.approx([fit_law(n, rho).gain(16000) for _, rho in rows], rel=0.02)
+
+
 def test_the_law_is_no_worse_than_any_of_a_fine_grid():
     n, rho = observed(PLANTED[0], 16000, 0.01, 3)
     found = fit_law(n, rho)
@@ -55,23 +61,62 @@ def test_the_law_is_no_worse_than_any_of_a_fine_grid():
             assert ours <= ((x @ [limit, scale] - rho) ** 2).sum() + 1e-12
 
 
-@pytest.mark.parametrize("planted", PLANTED)
-def test_the_rule_stops_within_a_factor_of_two(planted):
-    def curve(most, seed):
-        n, rho = observed(planted, most, 0.003, seed)
-        last = Point(int(most), float(rho[-1]), float(rho[-1]) - 0.008, float(rho[-1]) + 0.008, (float(rho[-1]),))
-        return Curve((last,), fit_law(n, rho), (1e-3,))
+def fits(law, most, held_out, seed):
+    """What `judged` takes: fits that rank held-out documents as a law says, their errors mostly the same."""
+    g = np.random.default_rng(seed)
+    sizes = [size for size in (most // 16, most // 8, most // 4, most // 2) for _ in range(3)] + [most]
+    truth, common = g.normal(size=(2, held_out))
+    predictions = []
+    for size in sizes:
+        pearson = 2 * np.sin(np.pi * law.at(size) / 6)  # of normal values with that Spearman
+        error = np.sqrt(0.85) * common + np.sqrt(0.15) * g.normal(size=held_out)
+        predictions.append(pearson * truth + np.sqrt(1 - pearson**2) * error)
+    return sizes, np.stack(predictions, 1)[:, :, None], truth[:, None]
 
-    truth = planted.enough(0.01)
-    assert planted.gain(truth) == pytest.approx(0.01)
-    for seed in range(5):
-        stops = next(most for most in truth / 8 * 2.0 ** np.arange(0.5, 9) if curve(most, seed).stop)
-        assert truth / 2 <= stops <= 2 * truth
-        assert truth / 2 <= curve(truth / 2, seed).enough <= 2 * truth
-    # Half the interval's width is what a doubling has to gain where that is more.
-    vague = Curve((Point(100, 0.5, 0.45, 0.55, (0.5,)),), planted, (1e-3,))
-    assert vague.least_gain == pytest.approx(0.05)
-    assert vague.enough == pytest.approx(planted.enough(0.05), abs=1)
+
+def judge(law, most, held_out, seed, worth=0.01):
+    points, found, gain = judged(*fits(law, most, held_out, seed))
+    return Curve(points, found, gain, (1e-3,), worth)
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize(("planted", "most", "held_out"), [(PLANTED[0], 2000, 150), (Law(0.9, 2.0, 0.3), 1000, 80)])
+def test_the_interval_of_a_gain_covers_the_gain(planted, most, held_out):
+    covers, widths = [], []
+    for seed in range(20):
+        curve = judge(planted, most, held_out, seed)
+        covers.append(curve.gain.low <= planted.gain(most) <= curve.gain.high)
+        widths.append((curve.gain.high - curve.gain.low) / (curve.points[-1].high - curve.points[-1].low))
+    assert np.mean(covers) >= 0.9
+    assert np.mean(widths) < 0.5  # all fits see the same held-out documents
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize(
+    ("planted", "most", "held_out", "verdict"),
+    [
+        (Law(0.9, 2.0, 0.3), 2000, 600, "more"),  # a doubling gains .038
+        (Law(0.6, 8.0, 1.0), 8000, 600, "enough"),  # .0005
+        (PLANTED[0], 8000, 300, "open"),  # .0098, of which .01 is to be told
+        (Law(0.9, 2.0, 0.3), 1000, 40, "open"),  # .047, and 40 documents to tell it by
+        (Law(0.6, 8.0, 1.0), 1000, 2000, "open"),  # a law through fits of 62 labels and fewer
+    ],
+)
+def test_the_verdict_is_what_the_whole_interval_says(planted, most, held_out, verdict):
+    found = [judge(planted, most, held_out, seed).verdict for seed in range(5)]
+    assert found.count(verdict) >= 4
+    assert ("enough" if planted.gain(most) > 0.01 else "more") not in found
+
+
+def test_enough_is_of_the_law_and_never_below_the_least():
+    def curve(law, worth=0.01):
+        return Curve((), law, Gain(law.gain(2000), 0, 1), (1e-3,), worth)
+
+    for planted in PLANTED:
+        assert planted.gain(planted.enough(0.01)) == pytest.approx(0.01)
+        assert curve(planted).enough == max(LEAST, int(np.ceil(planted.enough(0.01))))
+    assert curve(PLANTED[0], 0.02).enough < curve(PLANTED[0]).enough
+    assert curve(PLANTED[0], 0.3).enough == LEAST  # by the law 8 labels
 
 
 def test_a_gain_is_worth_what_it_does_to_a_selection():
@@ -81,7 +126,8 @@ def test_a_gain_is_worth_what_it_does_to_a_selection():
     for rho in (0.3, 0.6):
         score = rho * truth + np.sqrt(1 - rho**2) * generator.normal(size=len(truth))
         assert truth[np.argsort(-score)[:80_000]].mean() == pytest.approx(rho * intensity(0.2), abs=0.01)
-    curve = Curve((Point(1000, 0.5, 0.49, 0.51, (0.5,)),), Law(0.7, 3.0, 0.5), (2e-3, 4e-3))
+    law = Law(0.7, 3.0, 0.5)
+    curve = Curve((Point(1000, 0.5, 0.49, 0.51, (0.5,)),), law, Gain(law.gain(1000), 0, 1), (2e-3, 4e-3), 0.01)
     gained = curve.law.at(2000) - curve.law.at(1000)
     assert curve.value(1e9) == pytest.approx(gained * 1.39981 * 3e-3 / (1000 * 1e9), rel=1e-4, abs=0)
     with pytest.raises(ValueError, match="flops_per_label: expected a positive"):
@@ -92,8 +138,7 @@ def test_a_gain_is_worth_what_it_does_to_a_selection():
 
 @pytest.fixture
 def few_resamples(monkeypatch):
-    """What intervals are is tested elsewhere."""
-    monkeypatch.setattr(module, "bootstrap_interval", partial(module.bootstrap_interval, resamples=50))
+    monkeypatch.setattr(module, "RESAMPLES", 100)
 
 
 @pytest.mark.usefixtures("few_resamples")
@@ -117,6 +162,7 @@ def test_a_curve_of_real_fits_rises_and_ends_at_the_fit_of_all_labels():
         assert point.spearman == pytest.approx(np.mean(point.subsets))
     assert len({*curve.points[0].subsets}) == 3
     assert curve.std == tuple(whole.std)
+    assert curve.gain.low < curve.gain.value < curve.gain.high
 
 
 @pytest.mark.usefixtures("few_resamples")
@@ -133,3 +179,5 @@ def test_a_trained_encoder_is_stood_in_for_by_a_ridge_on_its_embedding():
         learning_curve(texts[:500], labels[:500], ids[:500], ["r"])
     with pytest.raises(ValueError, match="subsets: expected at least 1, got 0"):
         learning_curve(texts, labels, ids, ["r"], subsets=0)
+    with pytest.raises(ValueError, match="worth: expected a positive gain, got 0"):
+        learning_curve(texts, labels, ids, ["r"], worth=0)

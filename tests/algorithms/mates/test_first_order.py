@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from algorithms.mates.models import TASK, bytes_of, documents, reference, trained
 from algorithms.models import language_model, sentences
 from ghostgram.algorithms.mates.labels.exact import ExactLabels
-from ghostgram.algorithms.mates.labels.expansion import slopes, vocabulary
 from ghostgram.algorithms.mates.labels.first_order import AdamLabels, DotsLabels
 from ghostgram.algorithms.mates.labels.forward import DifferenceLabels, JvpLabels
+from ghostgram.algorithms.mates.labels.linear import slopes, vocabulary
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.labels.reference import Reference
 from ghostgram.algorithms.mates.labels.task import padded

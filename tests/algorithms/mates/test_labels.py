@@ -15,7 +15,7 @@ from algorithms.mates.models import TASK, bits, bytes_of, documents, reference, 
 from ghostgram.algorithms.mates.files.identity import doc_id
 from ghostgram.algorithms.mates.files.store import Stage, StoreError
 from ghostgram.algorithms.mates.labels.exact import ExactLabels
-from ghostgram.algorithms.mates.labels.label import label, label_key
+from ghostgram.algorithms.mates.labels.label import label
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.labels.task import Task
 
@@ -57,17 +57,10 @@ def test_exact_labels_of_all_documents():
     assert manifest["flops"] == {"exact": sum(backend.flops(len(text)) for text in given["text"].to_pylist())}
 
 
-def stage(folder, **changes):
-    model, optimizer = trained(weight_decay=0.1)
-    key = label_key(
-        model,
-        optimizer,
-        pool(),
-        REFERENCES,
-        TASK,
-        **{"backend": "exact", "clip": 1.0, "chunk": 4, "audit": 0} | changes,
-    )
-    return Stage(folder, 1, "label", key)
+def stage_in(folder):
+    """The one label stage of a run."""
+    (made,) = Path(folder, "stage-1", "label").iterdir()
+    return Stage(folder, 1, "label", made.name)
 
 
 def files(folder):
@@ -78,7 +71,7 @@ def files(folder):
 
 def test_what_is_committed_is_not_done_again(tmp_path, monkeypatch):
     model, optimizer = trained(weight_decay=0.1)
-    whole = exact_labels(model, optimizer, pool(), chunk=4, stage=stage(tmp_path / "whole"))
+    whole = exact_labels(model, optimizer, pool(), chunk=4, run=tmp_path / "whole")
     probed = []
     influence = ExactLabels.influence
 
@@ -89,20 +82,20 @@ def test_what_is_committed_is_not_done_again(tmp_path, monkeypatch):
         return influence(self, ids, mask)
 
     monkeypatch.setattr(ExactLabels, "influence", counted)
-    cut = stage(tmp_path / "cut")
     with pytest.raises(KeyboardInterrupt):
-        exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+        exact_labels(model, optimizer, pool(), chunk=4, run=tmp_path / "cut")
+    cut = stage_in(tmp_path / "cut")
     assert cut.names() == ["000000", "000001"]
     assert cut.read(["doc_id"])["doc_id"].to_pylist() == pool()["doc_id"].to_pylist()[:8]
     assert not cut.is_complete
     monkeypatch.setattr(
         ExactLabels, "influence", lambda self, *given: (probed.append(len(given[0])), influence(self, *given))[1]
     )
-    resumed = exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+    resumed = exact_labels(model, optimizer, pool(), chunk=4, run=tmp_path / "cut")
     assert probed == [4] * 5
     assert resumed.table.equals(whole.table)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
-    again = exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+    again = exact_labels(model, optimizer, pool(), chunk=4, run=tmp_path / "cut")
     assert probed == [4] * 5
     assert again.table.equals(whole.table)
     assert again.manifest == whole.manifest
@@ -110,33 +103,27 @@ def test_what_is_committed_is_not_done_again(tmp_path, monkeypatch):
 
 def test_a_damaged_chunk_is_done_again(tmp_path, monkeypatch):
     model, optimizer = trained(weight_decay=0.1)
-    cut = stage(tmp_path)
-    whole = exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
-    folder = Path(cut.folder)
+    whole = exact_labels(model, optimizer, pool(), chunk=4, run=tmp_path)
+    folder = Path(whole.folder)
     part = folder / "part-000002.parquet"
     part.write_bytes(part.read_bytes()[:-7])
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["state"] == "complete"
     with pytest.raises(StoreError, match="expected"):  # complete, and no longer what it says
-        exact_labels(model, optimizer, pool(), chunk=4, stage=cut)
+        exact_labels(model, optimizer, pool(), chunk=4, run=tmp_path)
     (folder / "manifest.json").unlink()
-    assert exact_labels(model, optimizer, pool(), chunk=4, stage=cut).table.equals(whole.table)
+    assert exact_labels(model, optimizer, pool(), chunk=4, run=tmp_path).table.equals(whole.table)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ("weights", "labels of other inputs, checkpoint differing"),
-    ("moment", "labels of other inputs, checkpoint differing"),
-    ("text", "labels of other inputs, documents, task differing"),
-    ("tokens", "labels of other inputs, task differing"),
-    ("reference", "labels of other inputs, reference.kept differing"),
-    ("clip", "labels of other settings, clip differing"),
-    ("rate", "labels of other settings, lrs differing"),
-])  # fmt: skip
-def test_labels_of_something_else_are_refused(change, message, tmp_path):
+@pytest.mark.parametrize("change", [
+    "weights", "moment", "text", "tokens", "reference", {"clip": 0.5}, {"lrs": [1e-4]}, {"chunk": 5}, {"audit": 9},
+], ids=str)  # fmt: skip
+def test_labels_of_something_else_have_a_folder_of_their_own(change, tmp_path):
     model, optimizer = trained(weight_decay=0.1)
-    held, given, references, task = stage(tmp_path), pool(), list(REFERENCES), TASK
-    options = {"backend": "exact", "clip": 1.0, "audit": 0, "progress": False, "stage": held}
-    label(model, optimizer, given, references, task, **options)
+    given, references, task = pool(), list(REFERENCES), TASK
+    options = {"backend": "exact", "clip": 1.0, "audit": 0, "progress": False, "run": tmp_path}
+    first = label(model, optimizer, given, references, task, **options)
+    assert label(*trained(weight_decay=0.1), pool(), REFERENCES, TASK, **options).folder == first.folder
     if change == "weights":
         model.norm.bias.data[3] += 1e-9
     elif change == "moment":
@@ -148,44 +135,38 @@ def test_labels_of_something_else_are_refused(change, message, tmp_path):
         task = Task(lambda texts: bytes_of([text[:9] for text in texts]))
     elif change == "reference":
         references[0] = reference(6, 99)
-    elif change == "clip":
-        options["clip"] = 0.5
-    elif change == "rate":
-        options["lrs"] = [1e-4]
-    kept = files(tmp_path)
-    with pytest.raises(StoreError, match=message):
-        label(model, optimizer, given, references, task, **options)
-    assert files(tmp_path) == kept
+    else:
+        options |= change
+    kept = files(first.folder)
+    other = label(model, optimizer, given, references, task, **options)
+    assert other.folder != first.folder
+    assert files(first.folder) == kept
 
 
-def test_the_key_follows_from_what_labels_are_made_from(tmp_path):
-    assert stage(tmp_path).key == stage(tmp_path / "elsewhere").key
-    assert (
-        len({stage(tmp_path, **c).key for c in ({}, {"clip": None}, {"chunk": 5}, {"backend": "dots"}, {"audit": 9})})
-        == 5
-    )
+def test_labels_that_are_not_to_be_kept_have_no_folder(tmp_path):
+    assert exact_labels(*trained(weight_decay=0.1), pool()).folder is None
 
 
 KILLED = """
 import sys
 sys.path[:0] = {path!r}
-from algorithms.mates.test_labels import exact_labels, pool, stage, trained
+from algorithms.mates.test_labels import exact_labels, pool, trained
 
-exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, stage=stage(sys.argv[1]))
+exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, run=sys.argv[1])
 """
 
 
 def test_killed_and_resumed_is_the_same_to_the_byte(tmp_path):
     """By SIGKILL, as soon as some chunk is there."""
-    whole, cut = stage(tmp_path / "whole"), stage(tmp_path / "cut")
-    exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, stage=whole)
+    whole = exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, run=tmp_path / "whole")
+    cut = Stage(tmp_path / "cut", 1, "label", Path(whole.folder).name)
     process = subprocess.Popen([sys.executable, "-c", KILLED.format(path=sys.path), str(tmp_path / "cut")])
     while not cut.names():
         assert process.poll() is None or cut.names()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, stage=cut)
+    exact_labels(*trained(weight_decay=0.1), pool(), chunk=4, run=tmp_path / "cut")
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 

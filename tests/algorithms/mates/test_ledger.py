@@ -129,6 +129,7 @@ def test_a_kill_leaves_a_ledger_that_goes_on(tmp_path):
         assert spent is not None
         assert len(spent) == 30
         assert spent.has(words(chosen(plan)))[:30].all()
+        assert {path.suffix for path in ledger.folder.iterdir()} == {".parquet"}  # nothing that was torn is left
 
 
 # Sets of ids

@@ -63,7 +63,7 @@ def test_what_is_complete_is_read_and_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(label_stage.Rows, "labelled", fail)
     monkeypatch.setattr("ghostgram.algorithms.mates.influence.model.fit", fail)
     monkeypatch.setattr("ghostgram.algorithms.mates.scoring.score.run_units", fail)
-    monkeypatch.setattr("ghostgram.algorithms.mates.run.select", fail)
+    monkeypatch.setattr("ghostgram.algorithms.mates.stages.select", fail)
     again = gg.mates(model, optimizer, pool, reference(), TASK, tmp_path / "run", **OPTIONS)
     assert files(tmp_path / "run") == before
     assert again.plan.table.equals(first.plan.table)

@@ -1,4 +1,4 @@
-"""The draw is Plackett-Luce, the plan is the same however the pool lies, and no budget is overrun."""
+"""The plan is the same however the pool lies, and what no plan can be made from is refused."""
 
 import os
 import subprocess
@@ -9,21 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import ghostgram as gg
-from algorithms.mates.scored import chosen, ids_of, keys_by_definition, pool, table, words
-from ghostgram.algorithms.mates.selection import streams
-from ghostgram.algorithms.mates.selection.candidates import Keys
+from algorithms.mates.scored import chosen, ids_of, pool, table
 from ghostgram.algorithms.mates.selection.plan import Plan
 from ghostgram.algorithms.mates.selection.select import select
-from ghostgram.algorithms.mates.sums import ExactSums, add_by_group
-from ghostgram.reference import gumbel_topk as reference
-
-Z = np.array([1.5, 0.8, 0.3, -0.2, -0.8, -1.6])
-PLACKETT_LUCE = {
-    1: [0.7232, 0.1783, 0.0656, 0.0241, 0.0073, 0.0015],
-    3: [0.9965, 0.9277, 0.6976, 0.2760, 0.0850, 0.0173],
-}
-RELEASE = {1: [0.780, 0.179, 0.037, 0.004, 0, 0], 3: [0.976, 0.901, 0.737, 0.326, 0.059, 0.002]}
 
 
 def bytes_of(plan, *without):
@@ -39,75 +27,6 @@ def shards_of(scored, count, seed):
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(scored))
     return [scored.take(pa.array(part)) for part in np.array_split(order, count)]
-
-
-# The distribution
-
-
-def frequencies(noise, temperature, draws=400_000):
-    """How often each of six documents is among the first 1 and 3, by the keys that `select` gives a pool."""
-    rule = Keys(temperature, noise, streams.stream(0, 0, "gumbel"))
-    ids = np.arange(6 * draws, dtype=np.uint64)  # as many independent draws as there are seeds
-    fed = rule.feed(np.tile(Z, draws), ids)
-    if noise == "gumbel":
-        fed = fed / temperature + streams.gumbel(ids, rule.stream)
-    order = np.argsort(-fed.reshape(draws, 6), axis=1)
-    return {k: np.bincount(order[:, :k].ravel(), minlength=6) / draws for k in (1, 3)}
-
-
-def test_inclusion_is_plackett_luce():
-    for k, found in frequencies("gumbel", 0.5).items():
-        assert np.abs(found - PLACKETT_LUCE[k]).max() < 0.003, k
-
-
-def test_the_release_is_greedier_and_no_plackett_luce_draw():
-    for k, found in frequencies("mates_release", 0.5).items():
-        assert np.abs(found - RELEASE[k]).max() < 0.003, k
-        assert np.abs(found - PLACKETT_LUCE[k]).max() > 0.04, k
-
-
-def test_whole_orders_pass_a_chi_square_test():
-    """600 stages choose 2 of 5 in order of keys: 20 ordered pairs against their Plackett-Luce probabilities."""
-    z, stages = np.array([1.2, 0.5, 0.0, -0.4, -1.3], np.float32), 600
-    scored = table(ids_of(range(5)), z)
-    place = {id: number for number, id in enumerate(scored["doc_id"].to_pylist())}
-    observed = np.zeros((5, 5))
-    for stage in range(stages):
-        plan = select([scored], docs=2, stage=stage, standardise="none").table.sort_by([("key", "descending")])
-        first, second = (place[id] for id in plan["doc_id"].to_pylist())
-        observed[first, second] += 1
-    weight = np.exp(z.astype(np.float64))
-    expected = stages * (weight / weight.sum())[:, None] * weight / (weight.sum() - weight[:, None])
-    np.fill_diagonal(expected, 1)
-    np.fill_diagonal(observed, 1)
-    assert ((observed - expected) ** 2 / expected).sum() < 43.8  # 19 degrees of freedom: passed by 99.9 %
-
-
-@pytest.mark.parametrize(
-    ("sd", "temperature", "noise", "mean"),
-    [
-        (1.0, 1.0, "mates_release", 1.01), (1.0, 1.0, "gumbel", 0.78),
-        (1.0, 0.5, "mates_release", 1.24), (1.0, 0.5, "gumbel", 1.14),
-        (0.5, 0.5, "mates_release", 1.01), (0.5, 0.5, "gumbel", 0.78),
-        (0.5, 1.0, "mates_release", 0.68), (0.5, 1.0, "gumbel", 0.43),
-        (1.0, 0.0, "gumbel", 1.40),
-    ],
-)  # fmt: skip
-def test_mean_z_of_a_fifth(large, sd, temperature, noise, mean):
-    z = large["z_ref"].to_numpy()
-    scored = large.set_column(large.schema.get_field_index("z_ref"), "z_ref", pa.array(z * np.float32(sd)))
-    plan = select([scored], ratio=0.2, temperature=temperature, noise=noise, standardise="none")
-    assert len(plan) == len(z) // 5
-    assert plan.report["mean_z"] == pytest.approx(mean, abs=0.01)
-    assert plan.report["effective_temperature"] == pytest.approx(temperature / sd, rel=0.01)
-
-
-@pytest.fixture(scope="module")
-def large():
-    n = 400_000
-    raw = np.random.default_rng(3).bytes(16 * n)
-    ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(raw)])
-    return table(ids, np.random.default_rng(4).standard_normal(n))
 
 
 # The same plan
@@ -154,19 +73,6 @@ def test_files_tables_batches_and_threads_give_the_same_plan(tmp_path):
         assert shards[name]["doc_id"][row].as_py() == id
 
 
-def test_it_is_the_draw_by_definition():
-    scored = pool(3_000)
-    stream = streams.stream(7, 2, "gumbel")
-    for sign, noise in ((1, "gumbel"), (-1, "mates_release")):
-        keys, order = keys_by_definition(scored, stream, 0.7, sign)
-        plan = select([scored], docs=400, temperature=0.7, seed=7, stage=2, noise=noise)
-        by_id = dict(zip(scored["doc_id"].to_pylist(), keys, strict=True))
-        assert {*chosen(plan)} == {scored["doc_id"][int(row)].as_py() for row in order[:400]}
-        np.testing.assert_allclose(plan.table["key"], [by_id[id] for id in chosen(plan)], rtol=1e-5)  # rounded to 2^-20
-    assert {*chosen(plan)} != {*chosen(select([scored], docs=400, temperature=0.7, seed=7, stage=3, noise=noise))}
-    assert {*chosen(plan)} != {*chosen(select([scored], docs=400, temperature=0.7, seed=8, stage=2, noise=noise))}
-
-
 def test_scaled_scores_leave_the_plan_and_none_does_not():
     scored = pool(10_000)
     z = scored["z_ref"].to_numpy()
@@ -198,126 +104,6 @@ def test_training_order_has_nothing_to_do_with_keys():
     more = {id: place for place, id in enumerate(chosen(select([pool(20_000)], docs=6_000)))}
     places = [more[id] for id in chosen(plan)]
     assert places == sorted(places)  # a document's place in line is its own
-
-
-# Noise
-
-
-def test_noise_is_the_rooms_and_belongs_to_the_document():
-    key = streams.stream(3, 1, "gumbel")
-    ids = words(ids_of(range(1000)))[:, 0].copy()
-    noise = streams.gumbel(np.concatenate([ids, ids[:100]]), key)
-    np.testing.assert_array_equal(noise[:100], noise[1000:])
-    np.testing.assert_array_equal(streams.gumbel(ids[::-1][:10], key), noise[:1000][::-1][:10])
-    np.testing.assert_allclose(noise[:1000], reference.noise(ids, key), rtol=4 * 2**-52, atol=4 * 2**-52)
-    top = gg.GumbelTopK(1000, seed=key)
-    top.update(np.zeros(1000), ids)
-    kept, keys = top.result()
-    assert dict(zip(kept, keys, strict=True)) == dict(zip(ids, noise[:1000], strict=True))
-    for other in (streams.stream(4, 1, "gumbel"), streams.stream(3, 2, "gumbel"), streams.stream(3, 1, "order")):
-        assert not np.isclose(streams.gumbel(ids, other), noise[:1000]).any()
-
-
-# Budgets
-
-
-@pytest.mark.parametrize("tokens", [1, 777, 60_000, 500_000, 10**9])
-def test_a_budget_of_tokens_is_the_longest_beginning(tokens):
-    scored = pool(6_000)
-    _, order = keys_by_definition(scored, streams.stream(0, 0, "gumbel"))
-    lengths = scored["n_tokens"].to_numpy()[order]
-    expected = int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), tokens, side="right"))
-    plan = select([scored], tokens=tokens)
-    assert {*chosen(plan)} == {scored["doc_id"][int(row)].as_py() for row in order[:expected]}
-    assert plan.tokens <= tokens
-    assert expected == len(order) or tokens < plan.tokens + lengths[expected]
-    assert plan.report["unused"] == tokens - plan.tokens
-
-
-def test_long_documents_that_score_low_do_not_mislead_a_budget():
-    """The mean length of the pool is 100 times that of what is chosen, so the first guess holds too few."""
-    n = 4_000
-    tokens = np.where(np.arange(n) < n // 2, 10, 2000)
-    scored = table(ids_of(range(n)), np.where(np.arange(n) < n // 2, 50.0, -50.0), tokens)
-    plan = select([scored], tokens=15_000, temperature=0.01)
-    assert plan.tokens == 15_000
-    assert len(plan) == 1_500
-
-
-def test_exact_quotas_are_independent_draws():
-    scored = pool(8_000)
-    names = np.array(scored["domain"].to_pylist())
-    plan = select([scored], docs=1_001, quotas={"web": 0.5, "code": 0.3, "wiki": 0.2})
-    _, order = keys_by_definition(scored, streams.stream(0, 0, "gumbel"))
-    for name, count in (("web", 501), ("code", 300), ("wiki", 200)):  # 500.5, 300.3, 200.2
-        best = [row for row in order if names[row] == name][:count]
-        mine = [id for id, domain in zip(chosen(plan), plan.table["domain"].to_pylist(), strict=True) if domain == name]
-        assert {*mine} == {scored["doc_id"][int(row)].as_py() for row in best}
-    assert plan.report["domains"]["web"]["lacking"] == 0
-
-
-@pytest.mark.parametrize("unit", ["docs", "tokens"])
-@pytest.mark.parametrize("quotas", [{"wiki": (0.3, 0.5), "web": (0.0, 0.1)}, {"code": (0.5, 1.0)}, {"web": (0.0, 0.0)}])
-@pytest.mark.parametrize("one_per", [None, "near"])
-def test_bounds_of_domains_by_definition(unit, quotas, one_per):
-    """Clusters go across domains: one whose largest key is in a domain that has its most is lost to the others."""
-    scored = pool(6_000, near=pa.array(np.random.default_rng(5).integers(0, 2_000, 6_000)))
-    budget = 700 if unit == "docs" else 90_000
-    plan = select([scored], quotas=quotas, one_per=one_per, **{unit: budget})
-    names, lengths = np.array(scored["domain"].to_pylist()), scored["n_tokens"].to_numpy()
-    weights = np.ones(len(names), int) if unit == "docs" else lengths.astype(int)
-    _, order = keys_by_definition(scored, streams.stream(0, 0, "gumbel"))
-    if one_per:
-        near = scored["near"].to_numpy()[order]
-        order = order[np.sort(np.unique(near, return_index=True)[1])]
-    used, closed, taken = dict.fromkeys(("web", "code", "wiki"), 0), set(), set()
-    bounds = {name: quotas.get(name, (0, 1)) for name in used}
-    for row in order:  # each least share first
-        name = names[row]
-        if name in closed or used[name] + weights[row] > round(bounds[name][0] * budget):
-            closed.add(name)
-            continue
-        used[name] += weights[row]
-        taken.add(row)
-    closed, total = set(), sum(used.values())
-    for row in order:
-        name = names[row]
-        if row in taken or name in closed:
-            continue
-        if used[name] + weights[row] > round(bounds[name][1] * budget):
-            closed.add(name)
-            continue
-        if total + weights[row] > budget:
-            break
-        used[name] += weights[row]
-        total += weights[row]
-        taken.add(row)
-    assert {*chosen(plan)} == {scored["doc_id"][int(row)].as_py() for row in taken}
-
-
-def test_what_a_domain_lacks_is_reported_and_not_made_up():
-    scored = pool(1_000)
-    wiki = scored["domain"].to_pylist().count("wiki")
-    plan = select([scored], docs=600, quotas={"wiki": 0.5, "web": 0.5})
-    assert plan.report["domains"]["wiki"]["documents"] == wiki
-    assert plan.report["domains"]["wiki"]["lacking"] == 300 - wiki
-    assert len(plan) == 300 + wiki
-    assert plan.report["unused"] == 300 - wiki
-
-
-def test_one_document_of_each_cluster_the_one_of_the_largest_key():
-    n = 4_000
-    clusters = np.random.default_rng(2).integers(0, 600, n)
-    scored = pool(n, near=pa.array([None if i % 10 == 0 else f"c{c}" for i, c in enumerate(clusters)]))
-    _, order = keys_by_definition(scored, streams.stream(0, 0, "gumbel"))
-    held, seen = [], set()
-    for row in order:
-        name = scored["near"][int(row)].as_py()
-        if name is None or name not in seen:
-            held.append(scored["doc_id"][int(row)].as_py())
-            seen.add(name)
-    assert {*chosen(select([scored], docs=900, one_per="near"))} == {*held[:900]}
-    assert {*chosen(select([scored], docs=n, one_per="near"))} == {*held}  # more than there are
 
 
 def test_several_references_are_combined():
@@ -478,29 +264,6 @@ def test_shards_are_checked(tmp_path):
         select([pool(5).set_column(2, "domain", pa.array(range(5)))], docs=1)
     with pytest.raises(ValueError, match=r"doc_id: expected fixed_size_binary\(16\), got string"):
         select([pool(5).set_column(0, "doc_id", pa.array(list("abcde")))], docs=1)
-
-
-# Exact sums
-
-
-def test_sums_do_not_depend_on_order_and_are_right():
-    rng = np.random.default_rng(0)
-    scores = np.concatenate([rng.standard_normal(50_000), [4e6, -4e6, 2.0**22 - 1, -0.0]])
-    whole, groups = ExactSums(), [ExactSums() for _ in range(5)]
-    whole.add(scores)
-    order = rng.permutation(len(scores))
-    add_by_group(groups, scores[order], rng.integers(0, 5, len(scores)).astype(np.int32))
-    merged = ExactSums()
-    for part in groups[::-1]:
-        merged.merge(part)
-    q = [int(x) for x in np.rint(scores * 2**20)]
-    assert (whole.n, whole.total, whole.squares) == (len(q), sum(q), sum(x * x for x in q))
-    assert merged == whole
-    assert merged.mean == pytest.approx(scores.mean(), abs=2**-21)
-    assert merged.std == pytest.approx(scores.std(), rel=1e-6)
-    for wrong in (2.0**22, np.nan):
-        with pytest.raises(ValueError, match="scores: expected finite numbers below 4194304"):
-            whole.add(np.array([0.0, wrong]))
 
 
 # The plan as a file

@@ -28,6 +28,8 @@ def test_a_sharded_model_has_the_same_labels(ranks):
     for result in (each["sharded"] for each in ranks[1]):
         assert all(map(close, result["influence"], truth["influence"]))
         assert all(close(result[name], truth[name]) for name in ("base", "null", "null loss"))
+        for vocab, columns in truth["first order"].items():
+            assert all(map(close, result["first order"][vocab], columns)), vocab
         for kind, tensors in truth["tensors"].items():
             for name, tensor in tensors.items():
                 assert close(result["tensors"][kind][name], tensor), (kind, name)
@@ -51,7 +53,7 @@ def test_a_stage_of_two_processes_is_that_of_one(ranks, how, names):
 
 def test_two_processes_audit_together(ranks):
     truth = sharded.labelled(*trained(grouped=True, weight_decay=0.1), None, "auto", 23)
-    check_tables([each["replicated"]["audited"] for each in ranks[1]], truth.table)
+    check_tables([each[how]["audited"] for each in ranks[1] for how in ("replicated", "sharded")], truth.table)
     assert set(truth.table["backend"].to_pylist()) == {"exact", "dots"}
     for audit in (each["replicated"]["audit"] for each in ranks[1]):
         assert audit["comparisons"][0]["rho"] == truth.manifest["audit"]["comparisons"][0]["rho"]

@@ -32,6 +32,10 @@ def write_pool(folder):
             "source": ["web" if "a" in t else "book" for t in mine],
         }
         pq.write_table(pa.table(table), folder / f"{number}.parquet")
+    return pool_of(folder)
+
+
+def pool_of(folder):
     return Pool(f"{folder}/*.parquet", domain="source", n_tokens="n")
 
 
@@ -42,9 +46,8 @@ def train(folder, steps=STEPS, rank=0, ranks=1, **options):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     data = PlanDataset(str)
     settings = {"docs": 60, "labels": 120, "backend": "exact", "clip": 1.0, "workers": 1, "progress": False}
-    pool = Pool(f"{folder}/pool/*.parquet", domain="source", n_tokens="n")
-    stages = {"every": EVERY, "documents_per_step": BATCH}
-    loop = StageLoop(data, pool, reference(), TASK, folder / "run", **stages | settings | options)
+    stages = {"every": EVERY, "documents_per_step": BATCH, "check_every": 3, "check": 8, "refresh_below": -1.0}
+    loop = StageLoop(data, pool_of(folder / "pool"), reference(), TASK, folder / "run", **stages | settings | options)
     checkpoint, done = folder / "checkpoint.pt", 0
     if checkpoint.exists():
         held = torch.load(checkpoint, weights_only=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ghostgram._files import whole_file
@@ -54,14 +55,16 @@ class PlanDataset(IterableDataset[Any]):
 
     Args:
         item: What becomes of a document: from its text to what the loader's collate function takes.
+        shared: Whether the processes of torch.distributed share the documents out, of every so many one each. Without,
+            all of them read everything, for a trainer that shares out what was read.
 
     Raises:
         PlanExhausted: (while iterating) The last plan is at its end.
         ValueError: (while iterating) The loader has worker processes: they could not be told of new plans.
     """
 
-    def __init__(self, item: Callable[[str], Any]) -> None:
-        self.item = item
+    def __init__(self, item: Callable[[str], Any], *, shared: bool = False) -> None:
+        self.item, self.shared = item, shared
         self._plans: list[tuple[int, int, str]] = []  # (stage, documents read before it, file)
         self._read = 0
 
@@ -69,6 +72,11 @@ class PlanDataset(IterableDataset[Any]):
     def has_plan(self) -> bool:
         """Whether there is anything to read."""
         return bool(self._plans)
+
+    @property
+    def read(self) -> int:
+        """How many documents have been read in all, by this process or by others that share them."""
+        return self._read
 
     def switch(self, stage: int, path: str | Path) -> None:
         """From the next document on, reads the file that `write_texts` wrote for a stage."""
@@ -94,6 +102,15 @@ class PlanDataset(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:
             raise ValueError("num_workers: expected 0 for a PlanDataset, whose plans change while it is read")
+        several = self.shared and dist.is_available() and dist.is_initialized()
+        rank, size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        texts = self._texts()
+        while True:
+            together = [next(texts) for _ in range(size)]  # all count what anyone reads
+            yield self.item(together[rank])
+
+    def _texts(self) -> Iterator[str]:
+        """The documents of the plans, counting them."""
         current, table = "", None
         while True:
             if not self._plans:
@@ -110,7 +127,7 @@ class PlanDataset(IterableDataset[Any]):
                 )
             text = table["text"][self._read - start].as_py()
             self._read += 1
-            yield self.item(text)
+            yield text
 
 
 def _mapped(path: str) -> Any:

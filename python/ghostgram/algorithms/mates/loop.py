@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ghostgram._files import sweep
 from ghostgram.algorithms.mates.dataset import TEXTS, PlanDataset, write_texts
 from ghostgram.algorithms.mates.files.identity import content_key
 from ghostgram.algorithms.mates.files.pool import Pool
@@ -18,15 +19,18 @@ from ghostgram.algorithms.mates.influence.model import InfluenceModel
 from ghostgram.algorithms.mates.labels.label import label
 from ghostgram.algorithms.mates.labels.reference import Reference
 from ghostgram.algorithms.mates.labels.task import Task
-from ghostgram.algorithms.mates.run import PLAN, Selection, drift_of, mates
+from ghostgram.algorithms.mates.run import Selection, drift_of, mates
 from ghostgram.algorithms.mates.selection import streams
 from ghostgram.algorithms.mates.selection.ledger import Ledger
 from ghostgram.algorithms.mates.selection.plan import Plan
 from ghostgram.algorithms.mates.selection.select import select
+from ghostgram.algorithms.mates.stages import PLAN
 from ghostgram.training.ranks import led
 
 OF_THE_DRAW = ("tokens", "docs", "ratio", "quotas", "one_per", "seed", "reuse")
 """What a plan of random documents has in common with the selected ones."""
+CHECKS = "checks"
+"""The folder, within that of the run, of the labels by which drift is measured; its stages are steps."""
 
 
 class StageLoop:
@@ -126,8 +130,11 @@ class StageLoop:
         return self.next_stage(step, model, optimizer) if due else None
 
     def next_stage(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Selection:
-        """Begins the next stage after a step: enters what was trained on, and chooses what comes next."""
-        self._consume(step)
+        """Begins the next stage after a step: enters what was read, and chooses what comes next.
+
+        What a loader has read ahead will be trained on: it is passed over, too.
+        """
+        led(lambda: self._enter(self.data.position(self.data.read)))
         made = mates(
             model, optimizer, self.pool, self.references, self.task, self.run,
             stage=self.stage + 1, previous=self.scorer, **self.options,
@@ -142,15 +149,19 @@ class StageLoop:
         assert self.scorer is not None
         documents = self.pool.sample(self.check, streams.stream(self.options.get("seed", 0), step, "check"))
         how = {name: self.options[name] for name in ("clip", "lrs") if name in self.options}
-        exact = label(model, optimizer, documents, self.references, self.task, backend="exact", progress=False, **how)
+        exact = label(
+            model, optimizer, documents, self.references, self.task, self.run / CHECKS, stage=step, backend="exact",
+            progress=False, **how,
+        )  # fmt: skip
         return drift_of(self.scorer, exact, documents)
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """What goes into a checkpoint that is taken after a step."""
-        self._consume(step)
+        documents = step * self.documents_per_step
+        led(lambda: self._enter(self.data.position(documents)))
         return {
             "stage": self.stage, "began": self.began, "scorer": self._scorer_at, "drifts": self.drifts,
-            "data": self.data.state_dict(step * self.documents_per_step),
+            "data": self.data.state_dict(documents),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,9 +171,6 @@ class StageLoop:
         self.scorer = influence.load(Path(self._scorer_at, "model")) if self._scorer_at else None
         self.data.load_state_dict(state["data"])
 
-    def _consume(self, step: int) -> None:
-        led(lambda: self._enter(self.data.position(step * self.documents_per_step)))
-
     def _enter(self, trained_on: Mapping[int, int]) -> None:
         for stage, documents in trained_on.items():
             self.ledger.consume(stage, documents)
@@ -170,8 +178,12 @@ class StageLoop:
     def _follow(self, plan: Plan, folder: str) -> None:
         """Makes training read a plan."""
         texts = Path(folder, TEXTS)
-        led(lambda: None if texts.exists() else write_texts(plan, self.pool, texts))
+        led(lambda: None if texts.exists() else self._write(plan, texts))
         self.data.switch(self.stage, texts)
+
+    def _write(self, plan: Plan, texts: Path) -> None:
+        sweep(texts.parent)
+        write_texts(plan, self.pool, texts)
 
     def _random(self) -> Stage:
         """The "select" stage of stage 0: every document has the same score."""

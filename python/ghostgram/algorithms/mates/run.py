@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ghostgram.algorithms.mates.files.identity import content_key
 from ghostgram.algorithms.mates.files.pool import Pool
-from ghostgram.algorithms.mates.files.store import Stage
 from ghostgram.algorithms.mates.influence import model as influence
 from ghostgram.algorithms.mates.influence.model import Encoder, InfluenceModel
+from ghostgram.algorithms.mates.labels.table import Labels
 from ghostgram.algorithms.mates.scoring.score import score
 from ghostgram.algorithms.mates.selection import streams
 from ghostgram.algorithms.mates.selection.ledger import Ledger
 from ghostgram.algorithms.mates.selection.plan import Plan
-from ghostgram.algorithms.mates.selection.select import select
+from ghostgram.algorithms.mates.stages import fit_labels, select_scored
 from ghostgram.algorithms.mates.stats import spearman
 
 if TYPE_CHECKING:
@@ -28,13 +25,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ghostgram.algorithms.mates.labels.label import Labels
     from ghostgram.algorithms.mates.labels.reference import Reference
     from ghostgram.algorithms.mates.labels.task import Task
     from ghostgram.algorithms.mates.selection.quotas import Quotas
-
-PLAN = "plan"
-"""The unit of a "select" stage."""
 
 
 @dataclass(frozen=True)
@@ -142,23 +135,24 @@ def mates(
     Source:
         arXiv 2406.06046.
     """
-    from ghostgram.algorithms.mates.labels.label import label, label_key
+    from ghostgram.algorithms.mates.labels.label import label
     from ghostgram.algorithms.mates.labels.reference import Reference
     from ghostgram.training.ranks import led
 
     run = Path(run)
     wanted = [references] if isinstance(references, Reference) else list(references)
     documents = pool.sample(labels, streams.stream(seed, stage, "label"))
-    how = {"backend": backend, "clip": clip, "lrs": lrs, "audit": audit, "accept_rho": accept_rho}
-    labelled = Stage(run, stage, "label", label_key(model, optimizer, documents, wanted, task, **how))  # type: ignore[arg-type]
-    told = label(model, optimizer, documents, wanted, task, stage=labelled, progress=progress, **how)  # type: ignore[arg-type]
+    told = label(
+        model, optimizer, documents, wanted, task, run, stage=stage, backend=backend, clip=clip, lrs=lrs, audit=audit,
+        accept_rho=accept_rho, progress=progress,
+    )  # fmt: skip
 
     drift = drift_of(previous, told, documents) if previous else {}
     kept = len(drift) == len(wanted) and all(rho > keep_above for rho in drift.values())
     if previous is not None and kept:
         fitted, scorer = [], previous
     else:
-        made, scorer = led(lambda: _fit(run, stage, told, documents, encoder, previous, seed, progress))
+        made, scorer = led(lambda: fit_labels(run, stage, told, documents, encoder, previous, seed, progress))
         fitted = [made]
 
     scored = led(
@@ -166,8 +160,8 @@ def mates(
     )
     draw = {"tokens": tokens, "docs": docs, "ratio": ratio, "temperature": temperature, "quotas": quotas,
             "one_per": one_per, "combine": {r.name: r.weight for r in wanted}, "seed": seed}  # fmt: skip
-    chosen, plan = led(lambda: _select(run, stage, scored, Ledger(run / "ledger", reuse), draw))
-    folders = {made.kind: made.folder for made in (labelled, *fitted, scored, chosen)}
+    chosen, plan = led(lambda: select_scored(run, stage, scored, Ledger(run / "ledger", reuse), draw))
+    folders = {"label": str(told.folder)} | {made.kind: made.folder for made in (*fitted, scored, chosen)}
     return Selection(stage, plan, scorer, told, drift, folders)
 
 
@@ -187,62 +181,3 @@ def drift_of(previous: InfluenceModel, labels: Labels, documents: pa.Table) -> d
         name: spearman(predicted[:, previous.references.index(name)], measured[:, labels.references.index(name)])
         for name in shared
     }
-
-
-def _fit(
-    run: Path,
-    number: int,
-    labels: Labels,
-    documents: pa.Table,
-    encoder: Encoder | Literal["auto"],
-    previous: InfluenceModel | None,
-    seed: int,
-    progress: bool,
-) -> tuple[Stage, InfluenceModel]:
-    """The "fit" stage: a model saved whole, from labels named by their digest."""
-    chosen = encoder if isinstance(encoder, str) else {"kind": encoder.kind, **encoder.settings()}
-    made_from = {"labels": labels.manifest["logical"], "previous": previous.digest if previous else ""}
-    made = Stage(run, number, "fit", content_key("fit", {"encoder": chosen, "seed": seed}, made_from))
-    home = Path(made.folder, "model")
-    if not made.is_complete:
-        made.begin(**made_from)
-        order = np.argsort(np.array([i.hex() for i in labels.ids]))
-        by_id = {i: place for place, i in enumerate(documents["doc_id"].to_pylist())}
-        rows = documents.take([by_id[labels.ids[i]] for i in order])
-        model = influence.fit(
-            rows["text"].to_pylist(), labels.influence[order], rows["doc_id"].to_pylist(), labels.references,
-            encoder=encoder, warm_start=previous, seed=seed, progress=progress, folder=Path(made.folder, "unfinished"),
-            clusters=rows["cluster_id"].to_pylist() if "cluster_id" in rows.column_names else None,
-            reliability=_reliability(labels.manifest.get("audit")),
-        )  # fmt: skip
-        model.save(home)
-        scale = {name: [float(model.mean[r]), float(model.std[r])] for r, name in enumerate(model.references)}
-        agreement = {
-            head.reference: head.spearman if math.isfinite(head.spearman) else None for head in model.report.heads
-        }
-        for left in (Path(made.folder, "unfinished"), *Path(made.folder).glob(f".{home.name}-*")):
-            shutil.rmtree(left, ignore_errors=True)  # what this fit and killed ones needed to go on
-        made.complete(digest=model.digest, spearman=agreement, scale=scale)
-    model = influence.load(home)
-    made.require(**made_from, digest=model.digest)
-    return made, model
-
-
-def _reliability(audit: dict[str, Any] | None) -> float | None:
-    """What an audit found the labels to be worth, on the reference that they say least about."""
-    found = [row["reliability"] for row in audit["worth"]] if audit else []
-    return min(found) if found and min(found) > 0 else None
-
-
-def _select(run: Path, number: int, scored: Stage, ledger: Ledger, draw: dict[str, Any]) -> tuple[Stage, Plan]:
-    """The "select" stage: one part, the plan, which the ledger hears of."""
-    config = {**draw, "reuse": ledger.reuse, "consumed": [ledger.consumed(before) for before in range(number)]}
-    made = Stage(run, number, "select", content_key("select", config, {"scores": scored.require()["logical"]}))
-    if not made.is_complete:
-        made.begin(scores=scored.key)
-        plan = select(scored.paths(), **draw, stage=number, ledger=ledger)
-        made.commit(PLAN, plan.table)
-        made.complete(report=plan.report)
-    plan = Plan(made.read(), made.require()["report"])
-    ledger.plan(plan, number)
-    return made, plan

@@ -41,15 +41,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Rank correlation: `pearson` of the ranks, equal values sharing the average of their ranks.
 
-    Args:
-        x: (n,) finite numbers.
-        y: (n,) finite numbers.
-
-    Returns:
-        A number in [-1, 1]; nan where either does not vary.
-
-    Raises:
-        ValueError: As `pearson`.
+    Takes, returns and refuses what `pearson` does.
 
     Cost:
         Two sorts of n values.

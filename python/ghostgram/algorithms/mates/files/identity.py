@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +47,15 @@ def doc_id(text: str | None = None, user_id: str | None = None) -> bytes:
 def digest_of_bytes(data: bytes) -> str:
     """BLAKE2b-256, as 64 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def digest_of_documents(ids: Sequence[bytes], texts: Sequence[str]) -> str:
+    """BLAKE2b-256 of documents one after another: each one's id, the length of its text, and the text."""
+    running = hashlib.blake2b(digest_size=32)
+    for doc, text in zip(ids, texts, strict=True):
+        data = text.encode()
+        running.update(doc + len(data).to_bytes(8, "little") + data)
+    return running.hexdigest()
 
 
 def digest_of_file(file: str | Path | BinaryIO) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ghostgram._files import TORN, whole_file
+from ghostgram._files import sweep, whole_file
 
 
 def plain(path: str | Path) -> str:
@@ -94,8 +94,7 @@ class Place:
     def sweep(self) -> None:
         """Deletes what killed processes left; nothing else may be writing here."""
         if self._remote is None:
-            for torn in Path(self.folder).rglob(f".*{TORN}"):
-                torn.unlink(missing_ok=True)
+            sweep(Path(self.folder))
 
     def write_tree(self, folder: Path) -> None:
         """Writes all files of a local folder, each whole."""

@@ -11,14 +11,18 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ghostgram.algorithms.mates.influence.law import Law, fit_law, gains
 from ghostgram.algorithms.mates.influence.ngram import EmbeddingRidge, HashedNgramRidge, Ridge
 from ghostgram.algorithms.mates.influence.targets import places, prepare, rank_agreement
-from ghostgram.algorithms.mates.stats import bootstrap_interval, codes_of, spearman_of_codes
+from ghostgram.algorithms.mates.stats import codes_of, resample, spearman_of_codes
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_SLOWEST, _FASTEST, _LEAST_GAIN = 0.1, 1.5, 0.01
+LEAST = 1024
+"""Labels to learn before which they are never said to be enough: a law through fits of 64 and fewer tells little of
+thousands."""
+RESAMPLES = 2000
 
 
 class Embeds(Protocol):
@@ -26,26 +30,6 @@ class Embeds(Protocol):
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d)."""
-
-
-class Law(NamedTuple):
-    """`rho(n) = limit - scale * n^-power`, the held-out Spearman of a model fitted on n labels."""
-
-    limit: float
-    scale: float
-    power: float
-
-    def at(self, n: float) -> float:
-        """rho(n)."""
-        return self.limit - self.scale * float(n**-self.power)
-
-    def gain(self, n: float) -> float:
-        """Of doubling: `rho(2 n) - rho(n)`."""
-        return self.scale * float(n**-self.power) * (1 - float(2**-self.power))
-
-    def enough(self, gain: float) -> float:
-        """The n from which on doubling gains less than so much; 0 if it never gains anything."""
-        return float((self.scale * (1 - 2**-self.power) / gain) ** (1 / self.power))
 
 
 class Point(NamedTuple):
@@ -61,29 +45,44 @@ class Point(NamedTuple):
     """The mean over references of each subset."""
 
 
+class Gain(NamedTuple):
+    """What doubling the labels adds to the held-out Spearman."""
+
+    value: float
+    """By the law."""
+    low: float
+    high: float
+    """Its 95 % bootstrap interval: the law is fitted anew for each resample of held-out documents and of subsets."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """Points, the law through them, and what follows from both."""
 
     points: tuple[Point, ...]
     law: Law
+    gain: Gain
+    """Of doubling the labels of the last point."""
     std: tuple[float, ...]
     """Of the labels of each reference, in nats."""
+    worth: float
+    """The gain of a doubling that is worth asking for."""
 
     @property
-    def least_gain(self) -> float:
-        """The gain of a doubling that is worth asking for: .01, or half the width of the last point's interval."""
-        return max(_LEAST_GAIN, (self.points[-1].high - self.points[-1].low) / 2)
+    def verdict(self) -> Literal["more", "enough", "open"]:
+        """Whether a doubling of the labels gains what it is worth: only what the whole interval of the gain says.
 
-    @property
-    def stop(self) -> bool:
-        """Whether a doubling of the labels would gain less than `least_gain`."""
-        return self.law.gain(self.points[-1].labels) < self.least_gain
+        "more": at least `worth`. "enough": less, and there are `LEAST` labels or more. "open": it cannot be told; more
+        held-out documents narrow the interval.
+        """
+        if self.gain.low >= self.worth:
+            return "more"
+        return "enough" if self.gain.high < self.worth and self.points[-1].labels >= LEAST else "open"
 
     @property
     def enough(self) -> int:
-        """The number of labels from which on a doubling gains less than `least_gain`."""
-        return math.ceil(self.law.enough(self.least_gain))
+        """The number of labels from which on a doubling gains less than `worth` by the law, `LEAST` at least."""
+        return max(LEAST, math.ceil(self.law.enough(self.worth)))
 
     def value(self, flops_per_label: float, share: float = 0.2) -> float:
         """What doubling the labels buys: nats per reference token and selected document, for each FLOP spent on labels.
@@ -101,7 +100,7 @@ class Curve:
         if not flops_per_label > 0:
             raise ValueError(f"flops_per_label: expected a positive number, got {flops_per_label}")
         labels = self.points[-1].labels
-        return self.law.gain(labels) * intensity(share) * float(np.mean(self.std)) / (labels * flops_per_label)
+        return self.gain.value * intensity(share) * float(np.mean(self.std)) / (labels * flops_per_label)
 
 
 def intensity(share: float) -> float:
@@ -110,48 +109,6 @@ def intensity(share: float) -> float:
         raise ValueError(f"share: expected a number in (0, 1), got {share}")
     normal = NormalDist()
     return normal.pdf(normal.inv_cdf(1 - share)) / share
-
-
-def fit_law(labels: ArrayLike, spearmans: ArrayLike) -> Law:
-    """Least squares of `rho_i ~ limit - scale n_i^-power` with limit <= 1, scale >= 0 and .1 <= power <= 1.5.
-
-    For one power the best limit and scale are in closed form, on whichever bound they meet; the power is found on a
-    grid, then by golden section around its best place. Nothing is random.
-
-    Args:
-        labels: (m,) the n_i, of at least three sizes.
-        spearmans: (m,) the rho_i.
-
-    Raises:
-        ValueError: Different lengths, fewer than three sizes, or values that are not finite.
-    """
-    n, rho = np.asarray(labels, np.float64), np.asarray(spearmans, np.float64)
-    if n.shape != rho.shape or n.ndim != 1 or len(np.unique(n)) < 3:
-        raise ValueError(f"labels: expected at least three sizes, one for each Spearman, got {n.tolist()}")
-    if not (np.isfinite(rho).all() and (n > 0).all()):
-        raise ValueError(f"spearmans: expected finite numbers of positive sizes, got {rho.tolist()}")
-
-    def best(power: float) -> tuple[float, Law]:
-        x = -((n / n.max()) ** -power)  # at most a few thousand, whatever n is
-        spread = x - x.mean()
-        scale = max(0.0, float((spread * rho).sum() / (spread * spread).sum()))
-        limit = float(rho.mean() - scale * x.mean())
-        if limit > 1:
-            limit, scale = 1.0, max(0.0, float(((rho - 1) * x).sum() / (x * x).sum()))
-        error = float(((limit + scale * x - rho) ** 2).sum())
-        return error, Law(limit, scale * float(n.max()) ** power, power)
-
-    grid = np.linspace(_SLOWEST, _FASTEST, 141).tolist()
-    around = min(range(len(grid)), key=lambda k: best(grid[k])[0])
-    low, high = grid[max(around - 1, 0)], grid[min(around + 1, len(grid) - 1)]
-    golden = (math.sqrt(5) - 1) / 2
-    while high - low > 1e-9:
-        inner, outer = high - golden * (high - low), low + golden * (high - low)
-        if best(inner)[0] <= best(outer)[0]:
-            high = outer
-        else:
-            low = inner
-    return min(best(low), best(high), best(grid[around]))[1]
 
 
 def learning_curve(
@@ -164,6 +121,7 @@ def learning_curve(
     clusters: Sequence[object] | None = None,
     held_out: float = 0.1,
     subsets: int = 3,
+    worth: float = 0.01,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Curve:
@@ -183,17 +141,21 @@ def learning_curve(
         clusters: See above.
         held_out: See above.
         subsets: Of each size but the last.
+        worth: The gain in Spearman for which one would double the labels.
         seed: Of the subsets.
         progress: Called with the fits done and their number.
 
     Raises:
-        ValueError: As `targets.prepare`; fewer than 16 * 32 labels to learn; no subsets.
+        ValueError: As `targets.prepare`; fewer than 16 * 32 labels to learn; no subsets; a `worth` that is not
+            positive.
 
     Cost:
         `subsets` times as much as one fit, and one more.
     """
     if subsets < 1:
         raise ValueError(f"subsets: expected at least 1, got {subsets}")
+    if not worth > 0:
+        raise ValueError(f"worth: expected a positive gain, got {worth}")
     labelled = prepare(texts, labels, ids, references, clusters, held_out)
     known = int(np.isfinite(labelled.train.targets).sum(0).min())
     if known < 16 * 32:
@@ -204,19 +166,39 @@ def learning_curve(
     orders = [np.argsort(places(labelled.train_ids, f"curve {seed} {j}"), kind="stable") for j in range(subsets)]
     whole = len(labelled.train_ids)
     sizes = [whole // 16, whole // 8, whole // 4, whole // 2, whole]
-    total, points = (len(sizes) - 1) * subsets + 1, list[Point]()
-    done = 0
-    for size in sizes:
-        predictions = []
-        for order in orders if size < whole else orders[:1]:
-            rows = np.sort(order[:size])
-            fitted = ridge.fit_rows(train[rows], targets[rows], beside, truth)
-            predictions.append(fitted.predict_rows(beside).astype(np.float64))
-            done += 1
-            progress(done, total)
-        points.append(_point(size, np.stack(predictions, 1), truth))
-    flat = [(point.labels, rho) for point in points for rho in point.subsets]
-    return Curve(tuple(points), fit_law(*zip(*flat, strict=True)), tuple(labelled.std.tolist()))
+    fits = [(size, order) for size in sizes for order in (orders if size < whole else orders[:1])]
+    predictions = []
+    for done, (size, order) in enumerate(fits, 1):
+        rows = np.sort(order[:size])
+        fitted = ridge.fit_rows(train[rows], targets[rows], beside, truth)
+        predictions.append(fitted.predict_rows(beside).astype(np.float64))
+        progress(done, len(fits))
+    points, law, gain = judged([size for size, _ in fits], np.stack(predictions, 1), truth)
+    return Curve(points, law, gain, tuple(labelled.std.tolist()), worth)
+
+
+def judged(sizes: Sequence[int], predictions: F64, truth: F64) -> tuple[tuple[Point, ...], Law, Gain]:
+    """The points, the law and the gain of doubling the largest size.
+
+    Args:
+        sizes: (F,) the labels of each fit, ascending.
+        predictions: (held out, F, R) what each says of held-out documents.
+        truth: (held out, R) their labels, nan where there is none.
+    """
+    n = np.array(sizes)
+    found = np.array([rank_agreement(predictions[:, j], truth).mean() for j in range(len(n))])
+    drawn = _drawn(np.apply_along_axis(codes_of, 0, predictions), _known_codes(truth))
+    points, redrawn = list[Point](), drawn.copy()
+    for size in np.unique(n):
+        (fits,) = np.nonzero(n == size)
+        low, high = np.quantile(drawn[:, fits].mean(1), [0.025, 0.975]).tolist()
+        points.append(Point(int(size), float(found[fits].mean()), low, high, tuple(found[fits].tolist())))
+        for row, numbers in enumerate(redrawn):
+            numbers[fits] = drawn[row, fits[resample(len(fits), row, int(size))]]
+    law = fit_law(n, found)
+    at = float(n.max())
+    low, high = np.quantile(gains(n.astype(float), redrawn, at), [0.025, 0.975]).tolist()
+    return tuple(points), law, Gain(law.gain(at), low, high)
 
 
 def _cheap(encoder: Ridge | Embeds | Literal["auto"]) -> Ridge:
@@ -227,18 +209,19 @@ def _cheap(encoder: Ridge | Embeds | Literal["auto"]) -> Ridge:
     return EmbeddingRidge(embed=encoder.embed)
 
 
-def _point(size: int, predictions: F64, truth: F64) -> Point:
-    """Of (held out, subsets, R) predictions."""
-    count = predictions.shape[1]
-    agreement = [rank_agreement(predictions[:, j], truth) for j in range(count)]
-
-    def mean(ours: I64, theirs: I64) -> float:
-        seen = theirs >= 0
-        pairs = ((ours[seen[:, r], j, r], theirs[seen[:, r], r]) for r in range(seen.shape[1]) for j in range(count))
-        return float(np.mean([spearman_of_codes(*pair) for pair in pairs]))
-
-    interval = bootstrap_interval(np.apply_along_axis(codes_of, 0, predictions), _known_codes(truth), mean)
-    return Point(size, float(np.mean(agreement)), *interval, tuple(float(rho.mean()) for rho in agreement))
+def _drawn(ours: I64, theirs: I64) -> F64:
+    """(resamples, F) Spearmans of (held out, F, R) codes, the mean over references: all fits by the same documents."""
+    found = []
+    for number in range(RESAMPLES):
+        rows = resample(len(theirs), number, 0)
+        each = []
+        for predicted, known in zip(ours[rows].transpose(2, 1, 0), theirs[rows].T, strict=True):
+            seen = known >= 0
+            each.append([spearman_of_codes(fit[seen], known[seen]) for fit in predicted])
+        found.append(np.mean(each, 0))
+    drawn: F64 = np.array(found)
+    varied: F64 = drawn[~np.isnan(drawn).any(1)]
+    return varied
 
 
 def _known_codes(truth: F64) -> I64:

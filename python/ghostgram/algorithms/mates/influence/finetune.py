@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -154,10 +153,7 @@ class Training:
             return
         with whole_file(self.path) as temporary:
             state = {name: getattr(self, name) for name in ("key", "step", "best", "history")}
-            with temporary.open("wb") as file:
-                torch.save(state | {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}, file)
-                file.flush()
-                os.fsync(file.fileno())
+            torch.save(state | {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}, temporary)
 
     def _resume(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ghostgram._files import whole_folder
 from ghostgram.algorithms.mates.influence.heldout import HeldOut, Report, measured
 from ghostgram.algorithms.mates.influence.ngram import HashedNgramRidge
 from ghostgram.algorithms.mates.influence.targets import Job, Labelled, places, prepare, rank_agreement
@@ -91,15 +89,12 @@ class InfluenceModel:
             FileExistsError: The folder holds anything but this very model.
         """
         folder = Path(folder)
-        if (folder / "model.json").exists() and json.loads((folder / "model.json").read_text())[
-            "digest"
-        ] == self.digest:
+        held = folder / "model.json"
+        if held.exists() and json.loads(held.read_text())["digest"] == self.digest:
             return
         if folder.exists() and any(folder.iterdir()):
             raise FileExistsError(f"{folder}: expected no folder, an empty one or this model, got another one's files")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
+        with whole_folder(folder) as temporary:
             self.encoder.save(temporary)
             about = {
                 "kind": self.encoder.kind,
@@ -111,14 +106,6 @@ class InfluenceModel:
                 "digest": self.digest,
             }
             (temporary / "model.json").write_text(json.dumps(about, indent=1))
-            for path in [*temporary.rglob("*"), temporary]:
-                _sync(path)
-            temporary.chmod(0o755)
-            temporary.replace(folder)
-        except BaseException:
-            shutil.rmtree(temporary)
-            raise
-        _sync(folder.parent)
 
     def rebased(self, labelled: Labelled) -> Encoder:
         """The encoder, with heads that predict the same nats in the z-scores of other labels."""
@@ -129,12 +116,16 @@ class InfluenceModel:
         return rebased
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def kind_of(name: str) -> Any:
+    """The class of encoders that is known by a name: "ngram", "embedding" or "hf".
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in _HOMES:
+        raise ValueError(f"encoder: expected one of {', '.join(_HOMES)}, got {name!r}")
+    module, kind = _HOMES[name].split(":")
+    return getattr(import_module(f"ghostgram.algorithms.mates.influence.{module}"), kind)
 
 
 def load(folder: str | Path) -> InfluenceModel:
@@ -145,9 +136,7 @@ def load(folder: str | Path) -> InfluenceModel:
     """
     folder = Path(folder)
     about = json.loads((folder / "model.json").read_text())
-    module, name = _HOMES[about["kind"]].split(":")
-    kind = getattr(import_module(f"ghostgram.algorithms.mates.influence.{module}"), name)
-    encoder = kind.load(folder, about["settings"])
+    encoder = kind_of(about["kind"]).load(folder, about["settings"])
     report = about["report"] | {"heads": tuple(HeldOut(**head) for head in about["report"]["heads"])}
     report["floor"] = report["floor"] and tuple(report["floor"])
     mean, std = np.array(about["mean"]), np.array(about["std"])

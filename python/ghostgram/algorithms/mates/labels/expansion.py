@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,9 @@ from ghostgram.algorithms.mates.labels.backend import Influence, levels
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView, wide
 from ghostgram.algorithms.mates.labels.reference import Reference
 from ghostgram.algorithms.mates.labels.task import Task
-from ghostgram.training.aside import evaluating, taken_gradients
 
 BATCH = 16
 """Documents of one pass, whose activations are held at once."""
-TYPICAL = 32
-"""How many documents' gradients say how large an entry of one is."""
-
 
 Gradients = dict[nn.Parameter, Tensor]
 """parameter -> (R, *shape), one gradient for each reference."""
@@ -37,15 +32,6 @@ class Expansion(NamedTuple):
     """Those of L_r at theta_null."""
 
 
-class Slopes(NamedTuple):
-    """The step's derivative at gradient 0, its sign turned."""
-
-    by_parameter: dict[nn.Parameter, Tensor]
-    """parameter -> slope, of its shape; a scalar tensor for SGD."""
-    capped_fraction: float
-    """The share of all entries whose slope was cut down to the cap."""
-
-
 class FirstOrderLabels(ABC):
     """What the first-order backends have in common. A document's numbers do not depend on its batch.
 
@@ -58,8 +44,8 @@ class FirstOrderLabels(ABC):
     """
 
     name: str
-    capped_fraction = 0.0
-    """The share of slopes that `prepare` has cut down to the cap."""
+    shardable: ClassVar[bool] = False
+    """Whether it labels a model that `fully_shard` has spread over processes, all of which read every document."""
 
     def __init__(
         self,
@@ -78,10 +64,10 @@ class FirstOrderLabels(ABC):
         self._weights = sum(p.numel() for p in self._parameters)
 
     def why_not(self) -> str | None:
-        """The optimizer's step has no closed form, weights are sharded, or a pass over one document fails."""
+        """The optimizer's step has no closed form, weights may not be sharded, or a pass over one document fails."""
         if reason := self.view.why_not():
             return reason
-        if self.view.ranks.sharded:
+        if self.view.ranks.sharded and not self.shardable:
             return "the weights are sharded over processes"
         first = self.references[0]
         try:
@@ -136,82 +122,8 @@ def expand(view: OptimizerView, references: Sequence[Reference], task: Task) -> 
     return Expansion(base_loss, null_gain, gradients)
 
 
-def slopes(view: OptimizerView, references: Sequence[Reference], task: Task, *, capped: bool) -> Slopes:
-    """The slopes of the step, by which a clipped gradient is multiplied in its linear form.
-
-    Where the second moment is far below the square of one document's gradient, the step itself has long saturated. The
-    cap is the slope at which an entry of typical size saturates:
-
-        |slope| <= eta (1-b1) sqrt(bc2) / (bc1 sqrt(1-b2) gamma),
-
-    gamma being the root mean square, over the parameter's nonzero entries, of clipped gradients of single documents;
-    the first of the references stand for documents.
-
-    Args:
-        view: The optimizer's step.
-        references: Give the documents.
-        task: What a document is to the model.
-        capped: Whether slopes are capped; SGD's, whose step does not saturate, never are.
-    """
-    typical = {} if view.linear or not capped else typical_entries(view, references, task)
-    found, cut = {}, 0
-    for p in view.names:
-        found[p] = view.slope(p)
-        if typical.get(p):
-            eta, b1, b2, _, bc1, bc2 = view.scalars(p)
-            cap = eta * (1 - b1) * math.sqrt(bc2) / (bc1 * math.sqrt(1 - b2) * typical[p])
-            cut += int((found[p].abs() > cap).sum())
-            found[p] = found[p].clamp(-cap, cap)
-    return Slopes(found, cut / sum(p.numel() for p in view.names))
-
-
-def typical_entries(view: OptimizerView, references: Sequence[Reference], task: Task) -> dict[nn.Parameter, float]:
-    """parameter -> root mean square of the nonzero entries of single documents' clipped gradients; 0 for none."""
-    parameters = list(view.names)
-    squares, counts = (torch.zeros(len(parameters), dtype=torch.float64) for _ in range(2))
-    with evaluating(view.model, parameters), view.ranks.aside(), torch.enable_grad():
-        for ids, mask in first_documents(references, TYPICAL, 1):
-            task.losses(view.model, ids, mask).sum().backward()  # type: ignore[no-untyped-call]
-            gradients = [wide(g) for g in taken_gradients(parameters).values()]
-            each = torch.stack([g.square().sum() for g in gradients]).double().cpu()
-            squares += each * view.clip_factors(each.sum().sqrt()) ** 2
-            counts += torch.stack([g.count_nonzero() for g in gradients]).double().cpu()
-    return dict(zip(parameters, (squares / counts.clamp(min=1)).sqrt().tolist(), strict=True))
-
-
 def first_documents(references: Sequence[Reference], count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, mask) of the first examples of each reference, about `count` of them together, so many at a time."""
     of_each = -(-count // len(references))
     for r in references:
         yield from zip(torch.split(r.ids[:of_each], batch), torch.split(r.mask[:of_each], batch), strict=True)
-
-
-def vocabulary(view: OptimizerView, task: Task, reference: Reference) -> set[nn.Parameter]:
-    """The trainable parameters with a row for every token: tables that tokens are looked up in, and the output layer.
-
-    They are found by watching one document: a table's input are its tokens, and the output layer is the last one called
-    that has a row, and an output feature, for every entry of such a table.
-    """
-    ids, mask = reference.ids[:1], reference.mask[:1]
-    tables: list[nn.Module] = []
-    layers: list[tuple[nn.Module, int]] = []
-
-    def watch(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        seen = inputs[0] if inputs else None
-        if isinstance(module, nn.Embedding):
-            if isinstance(seen, Tensor) and seen.dim() == 2 and torch.equal(seen.cpu(), ids[:, : seen.shape[1]]):
-                tables.append(module)
-        elif isinstance(output, Tensor) and output.dim() > 1 and any(True for _ in module.parameters(recurse=False)):
-            layers.append((module, output.shape[-1]))
-
-    hooks = [module.register_forward_hook(watch) for module in view.model.modules()]
-    try:
-        with evaluating(view.model, []), view.ranks.aside(), torch.no_grad():
-            task.losses(view.model, ids, mask)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    entries = {len(p) for table in tables for p in table.parameters(recurse=False)}
-    heads = [module for module, features in layers if features in entries][-1:]
-    held = [p for module in (*tables, *heads) for p in module.parameters(recurse=False)]
-    return {p for p in held if p in view.names and len(p) in entries}

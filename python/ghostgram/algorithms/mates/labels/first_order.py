@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.mates.labels.backend import Influence
-from ghostgram.algorithms.mates.labels.expansion import BATCH, FirstOrderLabels, Gradients, joined, slopes, vocabulary
-from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.labels.reference import Reference
-from ghostgram.algorithms.mates.labels.task import Task
+from ghostgram.algorithms.mates.labels.expansion import FirstOrderLabels, Gradients, joined
+from ghostgram.algorithms.mates.labels.linear import LinearLabels
 from ghostgram.ops import _torch
 from ghostgram.taps import Taps, cover
 from ghostgram.taps.session import NoSampleAxisError
@@ -64,22 +62,14 @@ class TappedLabels(FirstOrderLabels):
         return Taps(cover(self.model, self._parameters), self._parameters)
 
 
-class DotsLabels(TappedLabels):
+class DotsLabels(TappedLabels, LinearLabels):
     """(B), AdamW with its second moment frozen: `null_gain + c_x <w_r, g_x>`, `w_r = slope o grad L_r(theta_null)`.
 
     One pass over a layer's a and b gives the dots with all references' directions and the norm that clipping asks for.
     A vocabulary matrix has rows that no batch has touched for long, whose second moment has decayed: there the step is
-    far from linear.
+    far from linear, and `vocab="adam_rows"` takes it as it is.
 
-    Args:
-        model: The model as it is trained.
-        view: Its optimizer's step.
-        references: The R references.
-        task: What a document is to the model.
-        vocab: What becomes of the vocabulary matrices: "adam_rows" takes AdamW's step as it is on the rows of the
-            document's own tokens, "frozen" is the formula above, "drop" leaves them out.
-        capped: Whether slopes are capped (`expand`).
-        batch: Documents of one backward.
+    Its arguments are those of `LinearLabels`; `batch` are the documents of one backward.
 
     Cost:
         6 P T FLOPs a document for P weights and T tokens, of any number of references; with "adam_rows" 2 T U d more
@@ -91,50 +81,29 @@ class DotsLabels(TappedLabels):
     """
 
     name = "dots"
-
-    def __init__(
-        self,
-        model: nn.Module,
-        view: OptimizerView,
-        references: Sequence[Reference],
-        task: Task,
-        *,
-        vocab: str = "adam_rows",
-        capped: bool = True,
-        batch: int = BATCH,
-    ) -> None:
-        if vocab not in ("adam_rows", "frozen", "drop"):
-            raise ValueError(f"vocab: expected 'adam_rows', 'frozen' or 'drop', got {vocab!r}")
-        super().__init__(model, view, references, task, batch=batch)
-        self.vocab, self.capped = vocab, capped
+    vocabs = ("adam_rows", "frozen", "drop")
+    shardable = True
 
     def flops(self, tokens: int) -> float:
         """6 P T."""
         return 6.0 * self._weights * tokens
-
-    def _take(self, gradients: Gradients) -> None:
-        found, self.capped_fraction = slopes(self.view, self.references, self.task, capped=self.capped)
-        special = set() if self.vocab == "frozen" else vocabulary(self.view, self.task, self.references[0])
-        dropped = special if self.vocab == "drop" else set()
-        self._directions = {p: gradients[p] * found[p] for p in self._parameters if p not in dropped}
-        # A step that is linear in the gradient has nothing beyond.
-        rows = special if self.vocab == "adam_rows" and not self.view.linear else set()
-        self._by_row = {p: (gradients[p], found[p]) for p in rows}
 
     def _values(self, uses: Uses, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         squares, dots = statistics(uses, self._directions, len(self.references))
         norms = squares.sqrt()
         clip = self.view.clip_factors(norms)
         values = clip[:, None] * dots
+        along = torch.zeros_like(values)  # of this process's rows, what the step is beyond its linear form
         own_tokens = mask.flip(1).cumsum(1).flip(1) > 0  # up to the last target: what follows is padding
-        for p, (gradients, slope) in self._by_row.items():
-            if p in uses:
-                entries = distinct(ids, len(p), own_tokens).to(p.device)
+        for p, (gradients, slope, (start, stop)) in self._by_row.items():
+            if p in uses and start < stop:
+                mine = own_tokens & (ids >= start) & (ids < stop)
+                entries = distinct(ids, len(p), mine).to(p.device)
                 g = _scaled(gradients_at(uses[p], entries), clip)
-                inside = entries.clamp_max(len(p) - 1)  # g is 0 at entries beyond the last
+                inside = (entries - start).clamp_max(stop - start - 1)  # g is 0 at entries beyond the last
                 beyond = self.view.delta(p, g, inside) + slope[inside] * g
-                values -= _dots(gradients, inside, beyond)
-        return values, norms
+                along += _dots(gradients, inside, beyond)
+        return values - self.view.ranks.over_elements(along), norms
 
 
 class AdamLabels(TappedLabels):

@@ -7,26 +7,16 @@ kept of the pass; but there is no gradient norm either, so that clipping is not 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghostgram.algorithms.mates.labels.backend import Influence
-from ghostgram.algorithms.mates.labels.expansion import (
-    BATCH,
-    FirstOrderLabels,
-    Gradients,
-    first_documents,
-    slopes,
-    vocabulary,
-)
-from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
-from ghostgram.algorithms.mates.labels.reference import Reference
-from ghostgram.algorithms.mates.labels.task import Task
+from ghostgram.algorithms.mates.labels.expansion import Gradients, first_documents
+from ghostgram.algorithms.mates.labels.linear import LinearLabels
 from ghostgram.algorithms.mates.stats import spearman
 from ghostgram.training.aside import evaluating
 from ghostgram.training.oracle import central_difference, directional_derivatives
@@ -39,40 +29,8 @@ CHECKED = 64
 """Documents of the references on which a step is tried."""
 
 
-class ForwardLabels(FirstOrderLabels):
-    """What both have in common: the directions `w_r = slope o grad L_r(theta_null)`.
-
-    Args:
-        model: The model as it is trained.
-        view: Its optimizer's step.
-        references: The R references.
-        task: What a document is to the model.
-        vocab: "frozen" for the formula as it is, or "drop" to leave the vocabulary matrices out, where slopes are
-            least to be trusted.
-        capped: Whether slopes are capped (`slopes`).
-        batch: Documents of one pass.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        view: OptimizerView,
-        references: Sequence[Reference],
-        task: Task,
-        *,
-        vocab: str = "frozen",
-        capped: bool = True,
-        batch: int = BATCH,
-    ) -> None:
-        if vocab not in ("frozen", "drop"):
-            raise ValueError(f"vocab: expected 'frozen' or 'drop', got {vocab!r}; no forward pass knows AdamW's rows")
-        super().__init__(model, view, references, task, batch=batch)
-        self.vocab, self.capped = vocab, capped
-
-    def _take(self, gradients: Gradients) -> None:
-        found, self.capped_fraction = slopes(self.view, self.references, self.task, capped=self.capped)
-        dropped = set() if self.vocab == "frozen" else vocabulary(self.view, self.task, self.references[0])
-        self._directions = {p: g * found[p] for p, g in gradients.items() if p not in dropped}
+class ForwardLabels(LinearLabels):
+    """What both have in common: derivatives along the directions. No forward pass knows a document's rows."""
 
     def _of_batch(self, ids: Tensor, mask: Tensor) -> Influence:
         with evaluating(self.model, self._parameters), self.view.ranks.aside():

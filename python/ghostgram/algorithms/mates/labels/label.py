@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import nn
 
-from ghostgram.algorithms.mates.files.identity import canonical, content_key
-from ghostgram.algorithms.mates.files.store import Stage, StoreError
+from ghostgram.algorithms.mates.files.identity import content_key
+from ghostgram.algorithms.mates.files.store import Stage
 from ghostgram.algorithms.mates.labels.choosing import BACKENDS, Backends, Choice, choose
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView
 from ghostgram.algorithms.mates.labels.reference import Reference
-from ghostgram.algorithms.mates.labels.rows import AUDIT, PREFIX, Rows
+from ghostgram.algorithms.mates.labels.rows import AUDIT, Rows
+from ghostgram.algorithms.mates.labels.table import Labels
 from ghostgram.algorithms.mates.labels.task import Task
 
 if TYPE_CHECKING:
@@ -30,43 +30,18 @@ if TYPE_CHECKING:
 UNIT = "nats per reference token"
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What documents would do to the references."""
-
-    table: pa.Table
-    """A row for each document, in the order in which they were given: doc_id; start and length of the span that was
-    read, in tokens; influence_<reference>, grad_norm, clip and own_loss float32; backend; is_audit."""
-    manifest: dict[str, Any]
-    """What they were made from and how: digests, base_loss and null_gain by reference, audit, backend, FLOPs."""
-
-    @property
-    def references(self) -> list[str]:
-        """The references' names, in the order of the columns."""
-        return [name.removeprefix(PREFIX) for name in self.table.column_names if name.startswith(PREFIX)]
-
-    @property
-    def influence(self) -> NDArray[np.float64]:
-        """(n, R) nats per reference token, higher is better."""
-        return np.stack([self.table[PREFIX + name].to_numpy() for name in self.references], 1).astype(np.float64)
-
-    @property
-    def ids(self) -> list[bytes]:
-        """The documents' identities."""
-        return self.table["doc_id"].to_pylist()  # type: ignore[no-any-return]
-
-
 def label(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     documents: pa.Table,
     references: Sequence[Reference],
     task: Task,
+    run: str | Path | None = None,
     *,
+    stage: int = 1,
     backend: str = "auto",
     clip: float | None = None,
     lrs: Sequence[float] | None = None,
-    stage: Stage | None = None,
     chunk: int = 64,
     audit: int = 256,
     accept_rho: float | None = None,
@@ -83,7 +58,10 @@ def label(
     Documents with the smallest ids are labelled exactly as well; the others' labels are taken by a cheaper backend only
     where its ranking of these agrees with theirs (`audit`). Rows of audited documents hold the exact labels.
 
-    Under DistributedDataParallel the processes share the chunks, which come together in `stage`; under `fully_shard`
+    With `run`, chunks are committed to `<run>/stage-<stage>/label/<key>` one by one, the key being a digest of all that
+    they are made from: called again after a kill this goes on after the last of them, and what is complete is read.
+
+    Under DistributedDataParallel the processes share the chunks, which come together in `run`; under `fully_shard`
     they work on every document together. All processes must call this alike.
 
     Args:
@@ -92,11 +70,12 @@ def label(
         documents: A pyarrow.Table with doc_id (16 bytes, each once) and text.
         references: What shall get better.
         task: What a document is to the model.
+        run: The folder of the run, on a file system that all processes see; None where labels are not to be kept.
+        stage: Its number, from 1.
         backend: "exact", "adam", "dots", "jvp" or "finite_difference", which must then pass the audit; or "auto": the
             first of "dots", "jvp" and "finite_difference" that can run, and where the audit asks for it a better one.
         clip: The largest norm of a gradient in training, None where it is not clipped.
         lrs: The learning rate of the next update by parameter group; None for what the groups hold.
-        stage: Where chunks are committed one by one: a run that was killed goes on after the last of them.
         chunk: Documents of a chunk.
         audit: Documents to begin the audit with; more are taken while its verdict is open. With "exact" labels it
             tells what the references are worth, and may be 0.
@@ -113,7 +92,7 @@ def label(
     Raises:
         ValueError: An argument is not as described; or an influence is not finite, the documents being named.
         AuditError: No backend that may be used agrees with the exact labels; the message holds the table.
-        StoreError: `stage` holds labels made from something else.
+        StoreError: Files of the run are damaged.
 
     Cost:
         By backend, see docs/algorithms/mates.md; the manifest holds the FLOPs of these labels.
@@ -122,33 +101,16 @@ def label(
         raise ValueError(f"backend: expected auto, {', '.join(BACKENDS)}, got {backend!r}")
     rows = Rows(documents, references, task, chunk)
     view = OptimizerView(model, optimizer, clip=clip, lrs=lrs)
-    job = _Job(rows, view, backend, audit, accept_rho, wider, previous, progress)
-    if stage is not None:
-        return job.run(stage, leads=view.ranks.rank == 0)
+    settings = {
+        "backend": backend, "clip": clip, "lrs": view.lrs, "chunk": chunk, "audit": audit, "accept_rho": accept_rho,
+    }  # fmt: skip
+    job = _Job(rows, view, settings, wider, previous, progress)
+    if run is not None:
+        return job.run(run, stage, leads=view.ranks.rank == 0)
     if view.ranks.size > 1 and not view.ranks.sharded:
-        raise ValueError("stage: expected one, where DistributedDataParallel's processes put their chunks, got None")
+        raise ValueError("run: expected a folder, where DistributedDataParallel's processes put their chunks, got None")
     with TemporaryDirectory() as folder:
-        return job.run(Stage(folder, 0, "label", "labels"), leads=True)
-
-
-def label_key(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    documents: pa.Table,
-    references: Sequence[Reference],
-    task: Task,
-    *,
-    backend: str = "auto",
-    clip: float | None = None,
-    lrs: Sequence[float] | None = None,
-    chunk: int = 64,
-    audit: int = 256,
-    accept_rho: float | None = None,
-) -> str:
-    """The name of the labels that `label` would give, for a `Stage` to be found again by what it is made from."""
-    view = OptimizerView(model, optimizer, clip=clip, lrs=lrs)
-    job = _Job(Rows(documents, references, task, chunk), view, backend, audit, accept_rho)
-    return content_key("label", job.settings, job.inputs)
+        return replace(job.run(folder, stage, leads=True), folder=None)
 
 
 class _Job:
@@ -158,27 +120,21 @@ class _Job:
         self,
         rows: Rows,
         view: OptimizerView,
-        backend: str,
-        audit: int,
-        accept_rho: float | None,
-        wider: Task | None = None,
-        previous: Callable[[Sequence[str]], ArrayLike] | None = None,
-        progress: bool = False,
+        settings: dict[str, Any],
+        wider: Task | None,
+        previous: Callable[[Sequence[str]], ArrayLike] | None,
+        progress: bool,
     ) -> None:
-        self.rows, self.ranks, self.wider, self.previous, self.progress = rows, view.ranks, wider, previous, progress
-        self.settings: dict[str, Any] = {
-            "backend": backend, "clip": view.clip, "lrs": view.lrs, "chunk": rows.chunk, "audit": audit,
-            "accept_rho": accept_rho,
-        }  # fmt: skip
+        self.rows, self.ranks, self.settings = rows, view.ranks, settings
+        self.wider, self.previous, self.progress = wider, previous, progress
         self.inputs = rows.inputs(view)
         self.backends = Backends(view, rows.references, rows.task)
 
-    def run(self, stage: Stage, leads: bool) -> Labels:
+    def run(self, run: str | Path, number: int, leads: bool) -> Labels:
         """Does what is not committed; `leads` says whether this process writes what all have in common."""
         made_from = {"settings": self.settings, "inputs": self.inputs}
+        stage = Stage(run, number, "label", content_key("label", self.settings, self.inputs))
         held = stage.manifest
-        if held is not None:
-            _check_same(stage, held, made_from)
         self.ranks.wait()  # until all have seen what is held, before any adds to it
         if not stage.is_complete:
             choice = self._begin(stage, leads, made_from) if held is None else Choice(held["chosen"], held["audited"])
@@ -188,7 +144,7 @@ class _Job:
                 stage.complete(flops=self._flops(stage.read(["backend", "length"])))
             self.ranks.wait()
         manifest = stage.require(**made_from)
-        return Labels(self.rows.in_order(stage.read()), manifest)
+        return Labels(self.rows.in_order(stage.read()), manifest, stage.folder)
 
     def _begin(self, stage: Stage, leads: bool, made_from: dict[str, Any]) -> Choice:
         """Chooses a backend, and writes what it was chosen by."""
@@ -223,16 +179,6 @@ class _Job:
         for (name, length), count in sorted(kinds.items()):
             found[name] = found.get(name, 0.0) + count * self.backends.of(name).flops(length)
         return found
-
-
-def _check_same(stage: Stage, held: dict[str, Any], made_from: dict[str, Any]) -> None:
-    for name, value in made_from.items():
-        expected, got = json.loads(canonical(value)), held.get(name)
-        if expected != got:
-            differing = sorted(k for k in expected.keys() | (got or {}).keys() if expected.get(k) != (got or {}).get(k))
-            raise StoreError(
-                f"{stage.folder}: holds labels of other {name}, {', '.join(differing)} differing: give another stage"
-            )
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghostgram.algorithms.mates.files.identity import digest_of_bytes
+from ghostgram.algorithms.mates.files.identity import digest_of_bytes, digest_of_documents
 from ghostgram.algorithms.mates.labels.backend import Influence, LabelBackend
 from ghostgram.algorithms.mates.labels.optimizer_state import OptimizerView, listed
 from ghostgram.algorithms.mates.labels.reference import Reference
+from ghostgram.algorithms.mates.labels.table import PREFIX
 from ghostgram.algorithms.mates.labels.task import Task
 from ghostgram.training.snapshot import state_tensors, tensors_digest
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 AUDIT = "audit"
 """The unit that holds the audited documents."""
-PREFIX = "influence_"
 
 
 class Rows:
@@ -119,15 +118,11 @@ class Rows:
 
     def inputs(self, view: OptimizerView) -> dict[str, str]:
         """Digests of everything that labels are made from; the task is known by what it makes of some documents."""
-        texts = hashlib.blake2b(digest_size=32)
-        for doc, text in zip(self.ids, self.texts, strict=True):
-            data = text.encode()
-            texts.update(doc + len(data).to_bytes(8, "little") + data)
         ids, mask = self.encoded(range(min(64, len(self.ids))))
         parts = view.ranks.of_all(tensors_digest(state_tensors(view.model, view.optimizer)))
         references = {f"reference.{r.name}": tensors_digest({"ids": r.ids, "mask": r.mask}) for r in self.references}
         return references | {
             "checkpoint": parts[0] if not view.ranks.sharded else digest_of_bytes("".join(parts).encode()),
-            "documents": texts.hexdigest(),
+            "documents": digest_of_documents(self.ids, self.texts),
             "task": tensors_digest({"ids": ids, "mask": mask}),
         }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ghostgram._files import whole_file
+from ghostgram._files import sweep, whole_file
 from ghostgram.algorithms.mates.selection import ids as id_sets
 from ghostgram.algorithms.mates.selection.plan import Plan
 
@@ -103,6 +103,7 @@ class Ledger:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        sweep(self.folder)
         n = len(ids)
         table = pa.table(
             {

@@ -1,6 +1,4 @@
-"""How a command says that it cannot do what it was asked."""
-
-from __future__ import annotations
+"""How a command says that it cannot."""
 
 from typing import NoReturn
 
@@ -8,6 +6,6 @@ import typer
 
 
 def refuse(why: str, command: str) -> NoReturn:
-    """One line on the error stream, and exit code 2."""
+    """One line to the standard error, and exit status 2."""
     typer.echo(f"ghostgram {command}: {why}", err=True)
     raise typer.Exit(2)
