@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ghostgram.algorithms.velocitune.loader import DynamicMixture
 from ghostgram.algorithms.velocitune.mixed import CollateMixture, MixedDataset
+from ghostgram.algorithms.velocitune.replay import replay
 from ghostgram.algorithms.velocitune.sampler import Schedule
 from ghostgram.algorithms.velocitune.token_file import TokenFile
 
@@ -48,6 +49,10 @@ def taken(batches, n, switches=(), mixed=None):
         if len(found) == n:
             return found
     return found
+
+
+def samples_of(found):
+    return sorted(sample for *_, samples in found for sample in samples)
 
 
 def by_schedule(n, switches=()):
@@ -234,6 +239,8 @@ def test_plain_dataloaders_of_torch():
     assert mixed.lag == 4
     assert taken(loader, 6, [(0, [0, 0, 1], 5)], mixed) == by_schedule(6, [([0, 0, 1], 5)])
     assert mixed.state_dict(at_batch=5)["schedule"]["batch"] == 6
+    with pytest.raises(ValueError, match="at_batch: expected the last batch trained on"):
+        mixed.state_dict()
 
 
 def test_room_for_changes_is_bounded_and_said():
@@ -258,6 +265,18 @@ def test_a_controller_gives_weights_and_is_attached():
     mixed = mixture(controller)
     assert controller.mixture is mixed
     assert mixed.schedule.current.weights == mixture([0.2, 0.2, 0.6]).schedule.current.weights
+
+
+@pytest.mark.parametrize("style", ["map", "iterable"])
+def test_a_replay_is_loaded_like_a_run(style):
+    mixed = mixture()
+    loader = mixed.loader()
+    found = taken(loader, 6, [(1, [0, 0, 1], 2), (3, [0.5, 0.5, 0], 4)], mixed)
+    again = replay(mixed.state_dict()["schedule"], "reversed")
+    more = mixture(again.schedule, None).loader(style=style, num_workers=1, multiprocessing_context="fork")
+    replayed = taken(more, again.batches)
+    assert samples_of(replayed) == samples_of(found)
+    assert replayed != found
 
 
 def test_a_mixture_pickles_without_its_sorted_orders():

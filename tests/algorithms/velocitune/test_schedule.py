@@ -270,8 +270,9 @@ def test_weights_that_change_on_resume_lose_and_repeat_nothing():
 
 
 def test_other_processes_draw_the_same():
-    """Loaders that draw domains from an unseeded generator differ between processes and runs."""
+    """Loaders that draw domains from an unseeded generator differ between runs. And torch is not needed."""
     script = (
+        "from ghostgram.algorithms.velocitune import ledger, replay; import sys; assert 'torch' not in sys.modules\n"
         "from ghostgram.algorithms.velocitune.sampler import Schedule; import hashlib\n"
         "s = Schedule({'a': 40, 'b': 25}, [.3, .7], 8, quotas='multinomial')\n"
         "x = [s.advance() for _ in range(20)]\n"

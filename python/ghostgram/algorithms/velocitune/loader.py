@@ -104,6 +104,7 @@ class DynamicMixture:
         self.shared: SharedRequests | None = None
         self.written = 0
         """Changes of weights that `shared` holds and the schedule here knows of."""
+        self._told = True  # whether loaders tell what they give: torch's own, made by others, do not
         if isinstance(weights, Controller):
             weights.attach(self)
 
@@ -163,7 +164,7 @@ class DynamicMixture:
             read_ahead: Batches that the loader asks for beyond the one it gives: num_workers * prefetch_factor.
         """
         self._reads_ahead(read_ahead)
-        self.shared = None
+        self.shared, self._told = None, False
         return MixtureBatchSampler(self)
 
     def iterable(
@@ -178,6 +179,7 @@ class DynamicMixture:
         """
         self._reads_ahead(read_ahead)
         self._share(switches)
+        self._told = False
         return MixtureIterable(self, CollateMixture(collate_fn))
 
     def loader(
@@ -212,10 +214,12 @@ class DynamicMixture:
         options |= {"num_workers": num_workers, "prefetch_factor": prefetch_factor}
         if style == "iterable":
             source: Any = self.iterable(collate_fn, read_ahead=ahead)
+            self._told = True
             return MixtureLoader(self, source, batch_size=None, collate_fn=unchanged, **options)
         if style != "map":
             raise ValueError(f'style: expected "map" or "iterable", got {style!r}')
         sampler, mixed = self.batch_sampler(ahead), MixedDataset(list(self.datasets.values()))
+        self._told = True
         return MixtureLoader(self, mixed, batch_sampler=sampler, collate_fn=CollateMixture(collate_fn), **options)
 
     def state_dict(self, at_batch: int | None = None) -> dict[str, Any]:
@@ -225,8 +229,11 @@ class DynamicMixture:
             at_batch: The last batch trained on; None for the last one that a loader of this mixture has given whole.
 
         Raises:
-            ValueError: The batch has not been made, or is too far back: more than the lag and one.
+            ValueError: The batch has not been made, or is too far back: more than the lag and one. Or none is named and
+                the loader is not one of `loader`, which would have told.
         """
+        if at_batch is None and not self._told:
+            raise ValueError("at_batch: expected the last batch trained on, which this loader does not tell, got None")
         at_batch = self.returned if at_batch is None else at_batch
         self._advance_to(at_batch)
         return {"schedule": self.schedule.state_dict(at_batch), "hashes": self._hashes()}
