@@ -122,14 +122,18 @@ def draw_course(course: Course, console: Console) -> None:
         f"{found['updates']} updates in {found['steps']} steps on {found['tokens']:,} tokens{flops}; evaluations took "
         f"{found['eval_seconds']:.1f} s; weights moved by {found['moved']:.3f} in all"
     )
-    table = Table("domain", "w_0", "w", "mean w", "loss", "target", "V", "epochs", "guards", "alarms", title="Domains")
+    table = Table("domain", "w_0", "w", "mean w", "loss", "target", "V", "epochs", title="Domains")
     for name, one in found["domains"].items():
         numbers = (one[column] for column in ("w_before", "w_after", "w_mean", "loss", "target", "V", "epochs"))
-        told = (
-            ", ".join(f"{what} {times}" for what, times in one[kind].items()) or "-" for kind in ("guards", "alarms")
-        )
-        table.add_row(name, *("-" if number is None else f"{number:.4f}" for number in numbers), *told)
+        table.add_row(name, *("-" if number is None else f"{number:.3f}" for number in numbers))
     console.print(table)
+    for kind in ("guards", "alarms"):
+        told = {
+            name: ", ".join(f"{what} {n}" for what, n in one[kind].items()) for name, one in found["domains"].items()
+        }
+        for name, text in told.items():
+            if text:
+                console.print(f"{kind} of {name}, by number of updates: {text}", highlight=False)
 
 
 def _counted(texts: Any) -> dict[str, int]:

@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.velocitune.controller import MixtureController
+    from ghostgram.algorithms.velocitune.domain_sampler import DomainSampler
     from ghostgram.algorithms.velocitune.evaluate import DomainLosses, evaluate_domains
     from ghostgram.algorithms.velocitune.loader import DynamicMixture
-    from ghostgram.algorithms.velocitune.run import DomainSampler, velocitune
+    from ghostgram.algorithms.velocitune.run import velocitune
     from ghostgram.algorithms.velocitune.targets import Targets
     from ghostgram.algorithms.velocitune.token_file import TokenFile
 
 # Evaluation and loading need torch; rules, targets and schedules do not.
 _HOMES = {
     "DomainLosses": "evaluate",
-    "DomainSampler": "run",
+    "DomainSampler": "domain_sampler",
     "DynamicMixture": "loader",
     "MixtureController": "controller",
     "Targets": "targets",
