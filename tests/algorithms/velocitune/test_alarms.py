@@ -54,3 +54,8 @@ def test_three_rises_in_a_row_are_forgetting():
 def test_rules_without_losses_have_calm_alarms():
     bare = replace(CALM, loss=None, se=None, velocity=None, gap=None, low=None, cap=None)
     assert Watch(["a", "b"]).look(bare) == []
+
+
+def test_a_single_domain_has_all_the_weight():
+    alone = Sight(np.ones(1), np.zeros(1), None, None, None, None, None, True, np.zeros(1), 1.0, np.ones(1), None)
+    assert Watch(["a"]).look(alone) == []

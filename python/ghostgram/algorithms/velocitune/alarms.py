@@ -62,7 +62,7 @@ class Watch:
     def look(self, seen: Sight) -> list[Alarm]:
         """The alarms of an update."""
         w = seen.weights
-        found = self._of("largest", w > MOST, "has the weight {:.4f}: the run is all but its alone", w)
+        found = self._of("largest", (w > MOST) & (len(w) > 1), "has the weight {:.4f}: the run is all but its alone", w)
         found += self._of("floor", (w < seen.floor - 1e-12) & (w > 0), "has the weight {:.3g}, less than its floor", w)
         if seen.velocity is not None:
             found += self._velocities(seen.velocity)
