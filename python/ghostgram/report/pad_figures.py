@@ -39,7 +39,7 @@ def grid(path: Path, pixels: Floats, classes: Sequence[str], title: str, *, sign
     scaled = np.clip((shown - middle + reach) / (2 * reach), 0, 1)
     tiled = _tiled(scaled, 0.5 if signed else 1.0)
     wide, high = shown.shape[1], len(classes)
-    cell = max(_CELL, 1.6 / wide)
+    cell = max(_CELL, min(0.7, 1.6 / wide))
     with canvas(cell * wide + 1.6, cell * high + 0.7) as figure:
         axes = figure.subplots()
         colours = "RdBu_r" if signed else "gray"
@@ -99,7 +99,8 @@ def curves(figure: Figure, curve: Mapping[str, NDArray[Any]], experts: Mapping[s
             norms.plot(iteration, found, color=LIGHT[series(index)], linewidth=0.8, label=label)
     norms.set(title="Norms of gradients", yscale="log")
     if norms.lines:
-        norms.legend(loc="best", handlelength=1.0)
+        norms.set_ylim(top=20 * norms.get_ylim()[1])  # room for the legend
+        norms.legend(loc="upper left", ncols=3, handlelength=0.8, columnspacing=0.8)
     at = np.isfinite(curve["validation"])
     validation.errorbar(
         iteration[at] + 1, 100 * curve["validation"][at], 100 * curve["validation_std"][at], fmt="o-", markersize=4,
