@@ -108,6 +108,10 @@ def sharded_losses(rank, folder):
 
 
 def on_two(rank, folder):
+    broken = {"a": [*clusters(3, 0), (float("nan"), 4)]}
+    for reduce in ("ordered", "sums"):
+        with pytest.raises(FloatingPointError, match="loss: nan"):  # on the process that has it and on the other
+            evaluate_domains(Fixed(), broken, loss=Fixed(), reduce=reduce)
     return fixed_losses(rank, folder), sharded_losses(rank, folder)
 
 

@@ -73,7 +73,7 @@ def evaluate_domains(
 
     Raises:
         ValueError: A set has fewer than two sequences or no target, or an option is out of range.
-        FloatingPointError: A loss is not finite; the message names the domain and the sequence.
+        FloatingPointError: A loss is not finite; the message names the domain and, if "ordered", the sequence.
 
     Cost:
         2 FLOPs a token and weight, without the logits' memory; "ordered" sends 24 bytes a sequence, "sums" 48 a domain.
@@ -165,9 +165,6 @@ def _measured(
         if some:
             losses, tokens = sums.losses.double().cpu().numpy(), sums.tokens.cpu().numpy()
             found.append(np.stack([np.array(some, np.float64), losses, tokens.astype(np.float64)], axis=1))
-            if not np.isfinite(losses).all():
-                worst = int(np.flatnonzero(~np.isfinite(losses))[0])
-                raise FloatingPointError(f"loss: {losses[worst]} for sequence {some[worst]} of domain {name!r}")
         if progress is not None:
             progress(name, min(start + batch, len(places)), len(places))
     return np.concatenate(found) if found else np.empty((0, 3))
@@ -183,7 +180,10 @@ def _in_order(
     rows = []
     for k, name in enumerate(eval_sets):
         together = np.concatenate([part[k] for part in parts])
-        _, losses, tokens = together[np.argsort(together[:, 0])].T
+        numbers, losses, tokens = together[np.argsort(together[:, 0])].T
+        if (wrong := np.flatnonzero(~np.isfinite(losses))).size:  # known to all processes, so that none waits for one
+            number = int(numbers[wrong[0]])
+            raise FloatingPointError(f"loss: {losses[wrong[0]]} for sequence {number} of domain {name!r}")
         counted = math.fsum(tokens)
         mean = _mean(name, math.fsum(losses), counted)
         rows.append(_row(mean, math.fsum((losses - mean * tokens) ** 2), counted, len(losses)))
@@ -206,6 +206,8 @@ def _by_sums(
         dist.all_reduce(sums, group=group)
     rows = []
     for name, (n, s, t, ss, st, tt) in zip(eval_sets, sums.tolist(), strict=True):
+        if not math.isfinite(s):
+            raise FloatingPointError(f"loss: {s} in sum for domain {name!r}")
         mean = _mean(name, s, t)
         rows.append(_row(mean, max(0.0, ss - 2 * mean * st + mean**2 * tt), t, int(n)))
     return _stacked(rows)
