@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from ghostgram.algorithms.mates import mates
     from ghostgram.algorithms.pad import DistilledSet, pad
+    from ghostgram.algorithms.velocitune import velocitune
 
 __version__ = version("ghostgram")
 
@@ -39,6 +40,7 @@ _METHODS = {
     "in_run_shapley": "in_run_shapley",
     "mates": "mates",
     "pad": "pad",
+    "velocitune": "velocitune",
 }
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "softmax_stats",
     "trajectory_match",
     "trajectory_match_grad",
+    "velocitune",
 ]
 
 

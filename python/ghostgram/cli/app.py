@@ -18,10 +18,12 @@ from ghostgram.cli import doctor as examination
 from ghostgram.cli import pad_app
 from ghostgram.cli.mates_app import app as mates
 from ghostgram.cli.refusal import refuse
+from ghostgram.cli.velocitune import commands as velocitune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Per-sample gradient statistics.")
 app.add_typer(mates, name="mates")
 app.add_typer(pad_app.app, name="pad")
+app.add_typer(velocitune, name="velocitune")
 
 
 @app.command()
