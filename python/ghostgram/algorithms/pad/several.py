@@ -46,6 +46,7 @@ def spread(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:
     with theirs, ProcessPoolExecutor(min(workers, len(items)), context, _begin, start) as pool:
         try:
             results = [pool.submit(_do, item) for item in items]
+            pool.submit(int)  # a submission has the pool watch the processes that earlier ones started, not its own
             for each in wait(results, return_when=FIRST_EXCEPTION).done:
                 each.result()
             return [each.result() for each in results]
