@@ -54,8 +54,8 @@ CASES = [
     # One off each edge of the CPU's 14x32, 6x16 and 6x8 tiles and of the GPU tiles' powers of two.
     Case(2, 3, 31, 13, 1), Case(2, 3, 32, 14, 1), Case(2, 3, 33, 15, 1), Case(1, 2, 15, 5, 1), Case(1, 2, 17, 7, 2),
     Case(3, 16, 64, 64, 1), Case(3, 15, 63, 65, 1), Case(3, 17, 65, 63, 2), Case(2, 33, 127, 129, 1),
-    # Primes, and the ends of T and K.
-    Case(7, 13, 101, 53, 3), Case(5, 1, 37, 41, 1), Case(1, 257, 19, 23, 0), Case(3, 5, 29, 31, 16),
+    # Primes, and the ends of T and K; 521 tokens are several blocks of the CPU's L1 for every instruction set.
+    Case(7, 13, 101, 53, 3), Case(5, 1, 37, 41, 1), Case(1, 521, 19, 23, 0), Case(3, 5, 29, 31, 16),
     # Long rows of p and of d: many row groups, many column cuts.
     Case(2, 4, 16, 600, 1), Case(2, 4, 600, 16, 1),
     # Layouts, sums on top of sums, and values far from 1.
