@@ -6,6 +6,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 TORN = ".tmp"
 """How the name of a temporary file or folder ends; one that is found was left by a process that was killed."""
@@ -77,3 +80,9 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a UTF-8 file, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes an .npz, whole or not at all."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ghostgram._files import whole_file
+from ghostgram._files import whole_file, write_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +64,13 @@ class DistilledSet:
         Raises:
             ValueError: The suffix is another.
         """
-        whole = self._as_arrays()
-        with whole_file(_known(path)) as temporary:
-            if Path(path).suffix == ".pt":
-                torch.save({name: torch.as_tensor(x) if isinstance(x, np.ndarray) else x for name, x in whole.items()},
-                           temporary)  # fmt: skip
-            else:
-                with temporary.open("wb") as file:
-                    np.savez(file, **whole)
+        path, whole = _known(path), self._as_arrays()
+        if path.suffix == ".npz":
+            write_arrays(path, **whole)
+            return
+        tensors = {name: torch.as_tensor(x) if isinstance(x, np.ndarray) else x for name, x in whole.items()}
+        with whole_file(path) as temporary:
+            torch.save(tensors, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> DistilledSet:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ghostgram._files import whole_file
+from ghostgram._files import write_arrays
 from ghostgram.algorithms.pad.difficulty.scorer import Scorer, Training
 
 F64 = NDArray[np.float64]
@@ -71,8 +71,8 @@ class Scores:
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz without pickles, whole or not at all."""
-        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(file, values=self.values, labels=self.labels, meta=json.dumps(dict(self.meta), sort_keys=True))
+        meta = json.dumps(dict(self.meta), sort_keys=True)
+        write_arrays(Path(path), values=self.values, labels=self.labels, meta=meta)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ghostgram._files import TORN, whole_file
+from ghostgram._files import TORN, whole_file, write_arrays
 from ghostgram.algorithms.pad.experts import store
 from ghostgram.algorithms.pad.experts.store import HEADER, LOG, ROWS, Line, StoreError
 
@@ -135,8 +135,7 @@ class Recorder:
 
     def save(self, first: int, epoch: int, weights: F32) -> None:
         """Writes a group's checkpoint, whole or not at all."""
-        with whole_file(self._at(first, "npz")) as temporary, open(temporary, "wb") as file:
-            np.savez(file, epoch=epoch, weights=weights)
+        write_arrays(self._at(first, "npz"), epoch=epoch, weights=weights)
 
     def finish(self, first: int) -> None:
         """Deletes what only training needed."""

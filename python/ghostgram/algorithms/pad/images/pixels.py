@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghostgram._files import whole_file
+from ghostgram._files import write_arrays
 from ghostgram.algorithms.pad.images.zca import Zca
 from ghostgram.algorithms.pad.settings import Settings
 
@@ -75,8 +75,7 @@ class Standard:
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz."""
-        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(file, mean=self.mean.numpy(), deviation=self.deviation.numpy())
+        write_arrays(Path(path), mean=self.mean.numpy(), deviation=self.deviation.numpy())
 
     @classmethod
     def load(cls, path: str | Path) -> Standard:

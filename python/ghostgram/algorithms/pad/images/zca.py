@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ghostgram import _arrays
-from ghostgram._files import whole_file
+from ghostgram._files import write_arrays
 
 ROWS = 4096
 """Images that are in float64 at a time."""
@@ -106,16 +106,10 @@ class Zca:
     def save(self, path: str | Path) -> None:
         """Writes an .npz without pickles, whole or not at all."""
         mean, variances, axes = (x.numpy() for x in (self.mean, self.variances, self.axes))
-        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(
-                file,
-                mean=mean,
-                variances=variances,
-                axes=axes,
-                shape=np.array(self.shape),
-                eps=self.eps,
-                digest=self.digest,
-            )
+        write_arrays(
+            Path(path), mean=mean, variances=variances, axes=axes, shape=np.array(self.shape), eps=self.eps,
+            digest=self.digest,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | Path) -> Zca:
