@@ -141,6 +141,13 @@ class Ranks:
             module.reshard()
 
 
+def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """Which process of a group this is, from 0, and how many there are: (0, 1) where torch.distributed is not used."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
 def led(work: Callable[[], T]) -> T:
     """What all processes need and one has to do: the first one does it, then the others, who find it done.
 

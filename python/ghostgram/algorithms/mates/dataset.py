@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ghostgram._files import whole_file
 from ghostgram.algorithms.mates.files.pool import Pool
 from ghostgram.algorithms.mates.selection.plan import Plan
+from ghostgram.training.ranks import rank_and_size
 
 TEXTS = "texts.arrow"
 
@@ -102,8 +102,7 @@ class PlanDataset(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:
             raise ValueError("num_workers: expected 0 for a PlanDataset, whose plans change while it is read")
-        several = self.shared and dist.is_available() and dist.is_initialized()
-        rank, size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        rank, size = rank_and_size() if self.shared else (0, 1)
         texts = self._texts()
         while True:
             together = [next(texts) for _ in range(size)]  # all count what anyone reads

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ghostgram.algorithms.pad.matching import Match, Matching, matches
 from ghostgram.algorithms.pad.settings import Settings
-from ghostgram.algorithms.pad.state import DistilledState, RunLog, group, leads
+from ghostgram.algorithms.pad.state import DistilledState, RunLog, leads
+from ghostgram.training.ranks import rank_and_size
 
 BETA_FLOOR = 1e-6
 _SKIPS_IN_A_ROW, _SKIP_RATE, _TOO_FEW_TO_JUDGE = 50, 0.2, 100
@@ -172,7 +173,7 @@ def _check_sizes(s: Settings, n: int) -> None:
             f"batch: {s.steps} steps of {size} images see fewer than the {n} distilled ones in an iteration",
             stacklevel=3,
         )
-    if (processes := group()[0]) > s.matches:
+    if (processes := rank_and_size()[1]) > s.matches:
         raise ValueError(f"matches: expected at least one for each of {processes} processes, got {s.matches}")
 
 

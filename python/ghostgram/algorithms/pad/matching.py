@@ -16,8 +16,9 @@ from ghostgram.algorithms.pad.gradient.mask import Mask
 from ghostgram.algorithms.pad.gradient.match import match
 from ghostgram.algorithms.pad.keyed import integer, permutation
 from ghostgram.algorithms.pad.settings import Settings
-from ghostgram.algorithms.pad.state import DistilledState, group
+from ghostgram.algorithms.pad.state import DistilledState
 from ghostgram.algorithms.pad.students.flat import Flat
+from ghostgram.training.ranks import rank_and_size
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.pad.experts.store import Store
@@ -76,7 +77,7 @@ def batches(settings: Settings, turn: int, n: int, device: torch.device) -> Call
 
 def matches(matching: Matching, state: DistilledState) -> list[Match]:
     """The matches of the next iteration, shared out over processes; each gets all of them, with the same bits."""
-    size, rank = group()
+    rank, size = rank_and_size()
     shapes = {name: value.shape for name, value in state.momenta.items()}
     found = []
     for k in range(matching.settings.matches):

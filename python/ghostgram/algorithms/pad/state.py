@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ghostgram._files import whole_file, write_atomically
+from ghostgram.training.ranks import rank_and_size
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 _FORMAT = 1
@@ -131,15 +131,9 @@ class RunLog:
         self._file.close()
 
 
-def group() -> tuple[int, int]:
-    """How many processes there are, and which of them this is."""
-    several = dist.is_available() and dist.is_initialized()
-    return (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
-
-
 def leads() -> bool:
     """Whether this process is the one that writes files."""
-    return group()[1] == 0
+    return rank_and_size()[0] == 0
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

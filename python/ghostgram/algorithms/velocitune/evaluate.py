@@ -15,7 +15,7 @@ from torch import nn
 
 from ghostgram.algorithms.velocitune.losses import NextTokenLoss, Sums, of_one_length
 from ghostgram.training.aside import evaluating
-from ghostgram.training.ranks import Ranks
+from ghostgram.training.ranks import Ranks, rank_and_size
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -89,8 +89,7 @@ def evaluate_domains(
     for name, sequences in eval_sets.items():
         if len(sequences) < 2:
             raise ValueError(f"eval_sets: expected at least two sequences of {name!r}, got {len(sequences)}")
-    there = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(group), dist.get_world_size(group)) if there else (0, 1)
+    rank, world = rank_and_size(group)
     ranks = Ranks(model, list(model.parameters()))
     in_step = ranks.sharded and world > 1
     measure = NextTokenLoss(ranks.model) if loss is None else loss

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import nn
 from torch.utils.data import Dataset
@@ -20,6 +19,7 @@ from ghostgram.algorithms.velocitune.mixed import Collate
 from ghostgram.algorithms.velocitune.rules.base import Reweighter
 from ghostgram.algorithms.velocitune.rules.velocitune import Velocitune
 from ghostgram.algorithms.velocitune.targets import Targets
+from ghostgram.training.ranks import rank_and_size
 
 
 def velocitune(
@@ -117,7 +117,7 @@ def velocitune(
         rule = Velocitune(loaded, preset, budget=tokens)
     elif targets is not None:
         raise ValueError("targets: expected None beside a rule, which has its own")
-    there = dist.is_available() and dist.is_initialized()
+    this, every = rank_and_size()
     sizes = {name: len(dataset) for name, dataset in domains.items()}  # type: ignore[arg-type]
     controller = MixtureController(
         sizes,
@@ -133,8 +133,8 @@ def velocitune(
         domains,
         controller,
         global_batch,
-        rank=rank if rank is not None else dist.get_rank() if there else 0,
-        world=world if world is not None else dist.get_world_size() if there else 1,
+        rank=this if rank is None else rank,
+        world=every if world is None else world,
         seed=seed,
         cap=rule.guards.max_epochs,
         lengths=lengths,

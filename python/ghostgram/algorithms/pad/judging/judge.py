@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ghostgram._files import whole_file
+from ghostgram._files import write_arrays
 from ghostgram.algorithms.pad.groundwork import Groundwork
 from ghostgram.algorithms.pad.identity import digest_of
 from ghostgram.algorithms.pad.images.augment import Dsa
@@ -21,7 +21,8 @@ from ghostgram.algorithms.pad.images.pixels import as_labels, as_pixels
 from ghostgram.algorithms.pad.initial import Initial, Panel
 from ghostgram.algorithms.pad.judging.controls import k_centre, random_real
 from ghostgram.algorithms.pad.judging.evaluate import Evaluation, evaluate
-from ghostgram.algorithms.pad.state import DistilledState, group, leads
+from ghostgram.algorithms.pad.state import DistilledState, leads
+from ghostgram.training.ranks import rank_and_size
 
 PREDICTIONS = "evaluation.npz"
 """labels (n,) of the test images, and (nets, n) predictions by what the nets were trained on."""
@@ -85,8 +86,7 @@ class Judge:
             if name not in found:
                 found[name] = work()
                 arrays: dict[str, Any] = {"of": of, "labels": truth, **found}
-                with whole_file(path) as temporary, temporary.open("wb") as file:
-                    np.savez(file, **arrays)
+                write_arrays(path, **arrays)
         return {name: (said == truth).mean(1).tolist() for name, said in found.items()}
 
     def _arms(
@@ -158,7 +158,7 @@ def _read(path: Path, of: str) -> dict[str, Predictions]:
 
 def _from_first(work: Callable[[], T]) -> T:
     """What the first process finds, on all of them."""
-    if group()[0] == 1:
+    if rank_and_size()[1] == 1:
         return work()
     found = [work() if leads() else None]
     dist.broadcast_object_list(found)
