@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +16,7 @@ from ghostgram import _dispatch
 from ghostgram.cli import doctor as examination
 from ghostgram.cli import pad_app
 from ghostgram.cli.mates_app import app as mates
-from ghostgram.cli.refusal import refuse
+from ghostgram.cli.refusal import need, refuse
 from ghostgram.cli.velocitune import commands as velocitune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Per-sample gradient statistics.")
@@ -59,9 +58,7 @@ def values(
 
     Exits with 2 when the log or the file of sources cannot be read.
     """
-    needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
-    if missing := [name for name in needed if find_spec(name) is None]:
-        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "values")
+    need("values", "pyarrow", *(["matplotlib"] if out else []))
     from ghostgram.algorithms.in_run_shapley.reading import LogError
     from ghostgram.cli import values as reading
     from ghostgram.cli.values_tables import draw

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ghostgram.cli.refusal import refuse
+from ghostgram.cli.refusal import need, refuse
 
 if TYPE_CHECKING:
     from ghostgram.cli.mates_settings import Settings
@@ -127,8 +126,7 @@ def _say(folder: str | None, manifest: dict[str, Any], as_json: bool, found: str
 @contextmanager
 def _refusing(command: str, *needed: str) -> Iterator[None]:
     """Says in one line what cannot be done and why, and exits with 2."""
-    if missing := [name for name in ("pyarrow", *needed) if find_spec(name) is None]:
-        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", f"mates {command}")
+    need(f"mates {command}", "pyarrow", *needed)
     from ghostgram.algorithms.mates.scoring.engine import EngineError
 
     try:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from ghostgram.cli.refusal import refuse
+from ghostgram.cli.refusal import need, refuse
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.pad import Run
@@ -29,7 +28,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no bars.")]
 @app.command()
 def run(config: Config, allow_change: Changes = None, quiet: Quiet = False) -> None:
     """All parts, and the report."""
-    _drawing("run")
+    need("pad run", "matplotlib")
     with _begun(config, allow_change, quiet, "run") as job:
         job.finish()
         _report(job.folder, None, as_json=False)
@@ -79,7 +78,7 @@ def report(
 
     Exits with 2 when the run cannot be read.
     """
-    _drawing("report")
+    need("pad report", "matplotlib")
     try:
         _report(run, out, as_json)
     except ValueError as why:
@@ -89,8 +88,7 @@ def report(
 @contextmanager
 def _begun(config: Path, allow_change: list[str] | None, quiet: bool, command: str) -> Iterator[Run]:
     """The run that a file describes; what is wrong with either is one line, and exit status 2."""
-    if missing := [name for name in ("torch", "yaml") if find_spec(name) is None]:
-        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[torch,report]", f"pad {command}")
+    need(f"pad {command}", "torch", "yaml", extras="torch,report")
     from ghostgram.algorithms.pad.distill import DistillationStopped
     from ghostgram.cli.pad import Job
     from ghostgram.data import DomainUnavailable
@@ -99,11 +97,6 @@ def _begun(config: Path, allow_change: list[str] | None, quiet: bool, command: s
         yield Job.read(config).begin(allow_changes=tuple(allow_change or ()), progress=not quiet)
     except (ValueError, TypeError, DomainUnavailable, DistillationStopped) as why:
         refuse(str(why), f"pad {command}")
-
-
-def _drawing(command: str) -> None:
-    if missing := [name for name in ("matplotlib",) if find_spec(name) is None]:
-        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", f"pad {command}")
 
 
 def _report(run: Path, out: Path | None, as_json: bool) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from ghostgram.cli.refusal import refuse
+from ghostgram.cli.refusal import need, refuse
 
 commands = typer.Typer(no_args_is_help=True, help="Weights of domains that follow how fast they are learned.")
 
@@ -86,9 +85,7 @@ def report(
 
     Exits with 2 when the log cannot be read.
     """
-    needed = ("pyarrow", "matplotlib") if out else ("pyarrow",)
-    if missing := [name for name in needed if find_spec(name) is None]:
-        refuse(f"needs {' and '.join(missing)}: pip install ghostgram[report]", "velocitune report")
+    need("velocitune report", "pyarrow", *(["matplotlib"] if out else []))
     from ghostgram.algorithms.velocitune.reading import read
     from ghostgram.cli.velocitune_tables import draw_course, findings
 
