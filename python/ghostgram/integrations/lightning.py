@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from copy import copy
 from functools import partial
-from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostgram.algorithms.in_run_shapley import InRunShapley, RotatingPool
-
-if find_spec("lightning") is not None:
-    from lightning.pytorch import Callback
-else:  # the same package by its older name
-    from pytorch_lightning import Callback
+from ghostgram.integrations.lightning_callback import Callback
 
 logger = logging.getLogger(__name__)
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from ghostgram.algorithms.mates.loop import StageLoop
+from ghostgram.integrations.lightning_callback import Callback
 from ghostgram.integrations.randomness import put_back, random_states
-
-if find_spec("lightning") is not None:
-    from lightning.pytorch import Callback
-else:  # the same package by its older name
-    from pytorch_lightning import Callback
 
 KEY = "ghostgram.mates"
 

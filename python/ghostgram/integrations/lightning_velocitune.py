@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 from ghostgram.algorithms.velocitune import DomainSampler
-
-if find_spec("lightning") is not None:
-    from lightning.pytorch import Callback
-else:  # the same package by its older name
-    from pytorch_lightning import Callback
+from ghostgram.integrations.lightning_callback import Callback
 
 
 class VelocituneCallback(Callback):  # type: ignore[misc]
