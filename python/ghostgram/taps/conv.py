@@ -107,16 +107,18 @@ class ConvolutionUse(Use):
             return _unfolded(self.signal, self.opposite, self.geometry, D, False)[1]
         return _projected(self.signal, self.opposite, self.geometry, D)
 
-    def squares(self) -> Tensor:
+    def squares(self) -> Tensor | None:
         """(rows,) squared norms, of unfolded windows by the cheaper way of `grad_norms`.
 
-        One gradient after another where windows do not gain: where `PIECE` bytes do not hold those of a sample, and of
-        grouped convolutions, whose matrices are small.
+        None where one gradient after another is as good: where `PIECE` bytes do not hold the windows of a sample, and
+        of grouped convolutions, whose matrices are small.
         """
+        if self.geometry.groups > 1:
+            return None
         positions, found = math.prod(self.opposite.shape[2:]), []
         for _, a, b in _pieces(self.signal, self.opposite, self.shape[2:], self.geometry):
-            if a.shape[1] < positions or self.geometry.groups > 1:
-                return torch.stack([self.gradient(one).square().sum() for one in torch.eye(self.rows)])
+            if a.shape[1] < positions:
+                return None
             found.append(grad_norms(a.flatten(-2), b).square())
         return torch.cat(found)
 

@@ -128,8 +128,8 @@ def _statistics(uses: list[Use], D: Tensor | None) -> tuple[Tensor, Tensor | Non
             return grad_norms(a, b).square(), None
         case [MatrixUse(a=a, b=b)]:
             return _pair(_torch.call("grad_stats", a, b, D, False, True, "auto")[1:], D)
-        case [ConvolutionUse() as use] if D is None:
-            return use.squares(), None
+        case [ConvolutionUse() as use] if D is None and (squares := use.squares()) is not None:
+            return squares, None
         case [TableUse(ids=ids, b=b, padding=padding)]:
             return _pair(_torch.call("embedding_stats", ids, b, D, padding, True, "auto"), D)
         case [DenseUse(gradients=gradients) as use]:
