@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from interleave import alternated
 from peers import memory
 from rich.console import Console
 from rich.table import Table
@@ -126,8 +127,8 @@ def passes(console: Console) -> None:
         calls = {"gradient": partial(inner.gradient, problem.start, 0)} | {
             name: partial(form_of(name, problem.flat), inner, 0, piece, problem.start, direction) for name in names[1:]
         }
-        turns = [{name: seconds(call) for name, call in calls.items()} for _ in range(10)]
-        times.add_row(title, *(f"{statistics.median(turn[name] for turn in turns[2:]):.4f}" for name in names))
+        medians = alternated(seconds, calls, rounds=8)
+        times.add_row(title, *(f"{medians[name]:.4f}" for name in names))
         forward = flops(partial(problem.flat.logits, problem.start, images))
         full = flops(partial(match, problem, images, labels, 0.01, "full")) / COUNTED
         products.add_row(title, *(f"{count / forward:.2f}" for count in (*map(flops, calls.values()), full)))

@@ -98,8 +98,9 @@ def write(run: Path, out: Path | None = None) -> list[Path]:
     columns = _write_curve(out, found.curve)
     with canvas(10.5, 8.4) as drawing:
         curves(drawing, found.curve, found.facts["experts"])
+        drawn = svg(drawing, "curves")
         save(drawing, out / "curves.png")
-    write_atomically(out / "report.html", _page(found, out))
+    write_atomically(out / "report.html", _page(found, out, drawn))
     return [out / name for name in ("grid.png", "initial.png", "difference.png", columns, "curves.png", "report.html")]
 
 
@@ -117,7 +118,7 @@ def _write_curve(out: Path, columns: Mapping[str, NDArray[Any]]) -> str:
     return "curves.parquet"
 
 
-def _page(found: PadRun, out: Path) -> str:
+def _page(found: PadRun, out: Path, drawn: str) -> str:
     settings, made = found.facts["settings"], found.curve
     n, classes = len(found.sets["distilled"]["pixels"]), len(found.classes)
     lead = (
@@ -129,13 +130,8 @@ def _page(found: PadRun, out: Path) -> str:
     for name, title in (("grid", "Distilled"), ("initial", "Where they began"), ("difference", "Difference")):
         body.append(figure(_inline(out / f"{name}.png"), f"{title}: {n} images, a row for each class."))
     body.append("<h2>How it went</h2>")
-    with canvas(10.5, 8.4) as drawing:
-        curves(drawing, made, found.facts["experts"])
-        kept = int(made["kept"].sum())
-        alternative = (
-            f"Curves over {len(made['iteration'])} iterations; {kept} of {int(made['matches'].sum())} matches kept."
-        )
-        body.append(figure(svg(drawing, "curves"), alternative))
+    kept, tried = int(made["kept"].sum()), int(made["matches"].sum())
+    body.append(figure(drawn, f"Curves over {len(made['iteration'])} iterations; {kept} of {tried} matches kept."))
     seconds = {**found.facts["seconds"], "iterations, all together": float(made["seconds"].sum())}
     body += ["<h2>Time</h2>", table(("", "seconds"), [(part, f"{s:,.1f}") for part, s in seconds.items()])]
     for heading in ("settings", "made_from", "environment"):
