@@ -1,9 +1,7 @@
 """The demo from end to end on a few documents of made-up domains."""
 
-import importlib
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,17 +12,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
 from ghostgram import data  # noqa: E402
-
-
-@pytest.fixture
-def examples(monkeypatch):
-    """Imports an example by name, with its neighbours in reach."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if name in ("tiny_lm", "in_run_shapley"):
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -1,41 +1,25 @@
 """The example of MATES from end to end, on a few documents of made-up domains and a model of a few thousand weights."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from ghostgram import data
 
 ALPHABETS = {"python_code": "abcd", "cpp_headers": "efgh", "shakespeare": "ijkl", "austen": "ijklm"}
 
 
 @pytest.fixture
-def example(monkeypatch):
-    def load_text(name):
-        if name not in ALPHABETS:
-            raise data.DomainUnavailable(f"{name}: the registry is closed")
-        generator = np.random.default_rng(len(name))
-        words = ["".join(generator.choice(list(ALPHABETS[name]), 3)) for _ in range(30)]
-        return [" ".join(generator.choice(words, 300)) for _ in range(20)]
-
-    monkeypatch.setattr(data, "load_text", load_text)
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    before = set(sys.modules)
-    module = importlib.import_module("mates")
+def example(examples, made_up_words, monkeypatch):
+    made_up_words(ALPHABETS)
+    module = examples("mates")
     for name, value in {"WINDOW": 24, "WIDTH": 16, "LAYERS": 1, "HEADS": 2, "REFERENCE": 80, "TEST": 16}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module.Reference, "from_texts", classmethod(without_evaluation(module.Reference.from_texts)))
-    yield module
-    for name in set(sys.modules) - before:
-        if name in ("tiny_lm", "mates"):
-            del sys.modules[name]
+    return module
 
 
 def without_evaluation(from_texts):

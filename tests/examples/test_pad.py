@@ -1,9 +1,7 @@
 """The example of PAD from end to end, on small pictures."""
 
-import importlib
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +15,12 @@ from ghostgram.data.images import Images
 
 
 @pytest.fixture
-def example(monkeypatch):
+def example(examples, monkeypatch):
     (train, labels), (test, test_labels) = pictures(), pictures(60, 1)
     found = Images(train.numpy(), labels.numpy(), test.numpy(), test_labels.numpy(), NAMES)
     monkeypatch.setattr(data, "load_images", lambda name, root=None: found)
     monkeypatch.setattr(run, "named", lambda name: replace(SETTINGS, controls=False))
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    yield importlib.import_module("pad")
-    del sys.modules["pad"]
+    return examples("pad")
 
 
 def test_example(example, tmp_path, monkeypatch, capsys):

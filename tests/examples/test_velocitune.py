@@ -1,17 +1,12 @@
 """The example of Velocitune from end to end, on made-up domains and a model of a few thousand weights."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("pyarrow")
 
-from ghostgram import data
 from ghostgram.algorithms.velocitune.export import Mixture
 from ghostgram.algorithms.velocitune.reading import read
 from ghostgram.algorithms.velocitune.targets import Targets
@@ -20,22 +15,12 @@ ALPHABETS = {"python_code": "abcd", "cpp_headers": "efgh", "tech_docs": "ijkl"}
 
 
 @pytest.fixture
-def example(monkeypatch):
-    def load_text(name):
-        generator = np.random.default_rng(len(name))
-        words = ["".join(generator.choice(list(ALPHABETS[name]), 3)) for _ in range(30)]
-        return [" ".join(generator.choice(words, 300)) for _ in range(20)]
-
-    monkeypatch.setattr(data, "load_text", load_text)
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    before = set(sys.modules)
-    module = importlib.import_module("velocitune")
+def example(examples, made_up_words, monkeypatch):
+    made_up_words(ALPHABETS)
+    module = examples("velocitune")
     for name, value in {"LENGTH": 24, "BATCH": 4}.items():
         monkeypatch.setattr(module, name, value)
-    yield module
-    for name in set(sys.modules) - before:
-        if name in ("tiny_lm", "velocitune"):
-            del sys.modules[name]
+    return module
 
 
 def test_the_example_runs_whole(example, tmp_path, capsys):

@@ -7,12 +7,14 @@ own that does not survive the second one; prints how each ended.
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet  # before forks, each of which would have to import it
 
+from algorithms.forks import ended, forked
 from ghostgram import _files
 from ghostgram.algorithms.mates.files.places import Place
 from ghostgram.algorithms.mates.files.store import Stage
@@ -80,7 +82,4 @@ def commit_and_die(run, point, file):
 if __name__ == "__main__":
     for point in POINTS:
         for file in ENDS:
-            if (child := os.fork()) == 0:
-                commit_and_die(Path(sys.argv[1], point, file), point, file)
-                os._exit(0)
-            print(os.waitpid(child, 0)[1], flush=True)
+            print(ended(forked(partial(commit_and_die, Path(sys.argv[1], point, file), point, file))), flush=True)

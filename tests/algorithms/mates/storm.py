@@ -5,14 +5,13 @@ As a script: storm.py POOL RUN KILLS; prints how many were killed in the middle 
 
 import os
 import random
-import signal
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.compute  # before forks, each of which would have to import it
 import pyarrow.parquet  # noqa: F401
 
+from algorithms.forks import by_turns
 from algorithms.mates import tiny
 from ghostgram.algorithms.mates.files.pool import Pool
 from ghostgram.algorithms.mates.scoring import score as scoring
@@ -30,28 +29,16 @@ def here(stage, units, make, *, inputs, **named):
     return stage.committed(inputs)
 
 
-def fork(pool, run):
-    if child := os.fork():
-        return child
+def share(pool, run):
     scoring.run_units = here
     scoring.Stage.complete = lambda *_, **named: None  # by the parent alone, when nobody commits any more
     scoring.score(pool, tiny.Tiny(nap=0.001), run, tiny.load)
-    os._exit(0)
 
 
 if __name__ == "__main__":
     folder, run, most = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    pool, chance, kills = Pool(f"{folder}/*.jsonl", domain="source", n_tokens="n"), random.Random(1), 0
-    working = [fork(pool, run) for _ in range(WORKERS)]
-    while working:
-        if kills < most:
-            time.sleep(chance.uniform(0, 0.03))
-            at = chance.randrange(len(working))
-            os.kill(working[at], signal.SIGKILL)
-            kills += os.waitpid(working[at], 0)[1] == signal.SIGKILL
-            working[at] = fork(pool, run)
-        else:
-            assert os.waitpid(working.pop(), 0)[1] == 0
+    pool = Pool(f"{folder}/*.jsonl", domain="source", n_tokens="n")
+    kills = by_turns(lambda: share(pool, run), WORKERS, most, (0, 0.03))
     scoring.run_units = here
     scoring.score(pool, tiny.Tiny(nap=0.001), run, tiny.load)
     print(kills)

@@ -3,16 +3,13 @@
 As a script: pictures.py FOLDER runs in FOLDER/killed, killed at random moments, and in FOLDER/through; says how often.
 """
 
-import os
-import random
-import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 import ghostgram as gg
+from algorithms.forks import until_done
 from ghostgram.algorithms.pad import Settings
 
 CLASSES, SIZE = 3, 8
@@ -43,17 +40,9 @@ def run(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    home, chance, kills, ended = Path(sys.argv[1]), random.Random(2), 0, False
-    import ghostgram.algorithms.pad.run
+    home = Path(sys.argv[1])
+    import ghostgram.algorithms.pad.run  # before forks, each of which would have to import it
 
-    while not ended:
-        if (child := os.fork()) == 0:
-            run(home / "killed")
-            os._exit(0)
-        if kills < 7:
-            time.sleep(chance.uniform(0.05, 0.4))
-            os.kill(child, signal.SIGKILL)
-        ended = os.waitpid(child, 0)[1] == 0
-        kills += not ended
+    kills = until_done(lambda: run(home / "killed"), 7, (0.05, 0.4), 2)
     run(home / "through")
     print(kills)

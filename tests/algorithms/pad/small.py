@@ -4,17 +4,16 @@ As a script: small.py FOLDER distils undisturbed and killed at random moments, t
 are left in FOLDER; it says how many kills there were.
 """
 
-import os
-import random
-import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from algorithms.forks import ended, forked, until_done
 from ghostgram.algorithms.pad.distill import Course, distill
 from ghostgram.algorithms.pad.gradient import mask
 from ghostgram.algorithms.pad.matching import Matching
@@ -93,33 +92,21 @@ STORM = 60  # iterations
 
 def storm(folder):
     """Kills at moments that are not the program's."""
-    chance, kills = random.Random(1), 0
-    while True:
-        if (child := os.fork()) == 0:
-            run(folder / "killed", nap=0.003, iterations=STORM)
-            os._exit(0)
-        if kills < 5:
-            time.sleep(chance.uniform(0.05, 0.3))
-            os.kill(child, signal.SIGKILL)
-        killed = os.waitpid(child, 0)[1] == signal.SIGKILL
-        kills += killed
-        if not killed:
-            break
+    kills = until_done(lambda: run(folder / "killed", nap=0.003, iterations=STORM), 5, (0.05, 0.3), 1)
     run(folder / "through", iterations=STORM)
     print(kills)
 
 
 def ranks(folder):
     """Both processes call `run` alike."""
-    children = []
-    for rank in range(2):
-        if (child := os.fork()) == 0:
-            torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
-            torch.save(vars(run(folder / "both", matches=3)), folder / f"{rank}.pt")
-            os._exit(0)
-        children.append(child)
+
+    def both(rank):
+        torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+        torch.save(vars(run(folder / "both", matches=3)), folder / f"{rank}.pt")
+
+    children = [forked(partial(both, rank)) for rank in range(2)]
     torch.save(vars(run(folder / "alone", matches=3)), folder / "alone.pt")
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert [ended(child) for child in children] == [0, 0]
 
 
 if __name__ == "__main__":

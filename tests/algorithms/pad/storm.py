@@ -9,28 +9,15 @@ workers.
 import itertools
 import json
 import os
-import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
 
+from algorithms.forks import by_turns, ended, forked
 from algorithms.pad import tiny
 from ghostgram.algorithms.pad.experts import recorder
-
-
-def forked(work):
-    """A process that does the work and ends well, or not."""
-    if child := os.fork():
-        return child
-    work()
-    os._exit(0)
-
-
-def ended(child):
-    return os.waitpid(child, 0)[1]
 
 
 def die():
@@ -86,23 +73,12 @@ def every(folder):
         tiny.recorded(folder / str(moment), **tiny.SHORT)
 
 
-def any_moment(folder, most):
-    chance, kills = random.Random(1), 0
-    running = [forked(lambda: tiny.recorded(folder)) for _ in range(2)]
-    while kills < most:
-        time.sleep(chance.uniform(0, 0.05))
-        at = chance.randrange(2)
-        os.kill(running[at], signal.SIGKILL)
-        kills += ended(running[at]) == signal.SIGKILL
-        running[at] = forked(lambda: tiny.recorded(folder))
-    assert [ended(each) for each in running] == [0, 0]
-    return kills
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     how, folder = sys.argv[1], Path(sys.argv[2])
     if how == "workers":
         tiny.recorded(folder, **json.loads(sys.argv[3]), workers=2)
     else:
-        print(every(folder) if how == "every" else any_moment(folder, int(sys.argv[3])))
+        print(
+            every(folder) if how == "every" else by_turns(lambda: tiny.recorded(folder), 2, int(sys.argv[3]), (0, 0.05))
+        )
