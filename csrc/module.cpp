@@ -4,6 +4,7 @@
 #if defined(GG_CUDA)
 #include "core/cuda_workspace.h"
 #endif
+#include "include/ghostgram/ghostgram.h"
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;
@@ -23,7 +24,7 @@ void bind_adam_dots(py::module_ &cpu, py::module_ &cuda);
 
 PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu"), cuda = m.def_submodule("cuda");
-  m.attr("cuda_state") = GHOSTGRAM_CUDA_STATE;
+  m.attr("cuda_state") = ghostgram_cuda_state();
 #if defined(GG_CUDA)
   cuda.def("device_count", &gg::cuda_device_count);
 #endif

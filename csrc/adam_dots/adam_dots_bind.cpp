@@ -1,11 +1,8 @@
 #include "adam_dots/adam_dots.h"
-#include "core/isa.h"
 #include "core/view.h"
 #if defined(GG_CUDA_adam_dots)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(adam_dots, AdamDots)
 
 namespace gg {
 namespace {

@@ -1,13 +1,10 @@
 #include "affine_stats/affine_stats.h"
-#include "core/isa.h"
 #include "core/view.h"
 
 #include <optional>
 #if defined(GG_CUDA_affine_stats)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(affine_stats, AffineStats)
 
 namespace gg {
 namespace {

@@ -1,13 +1,10 @@
 // The border of CUDA kernels: from arrays of Python to a device, a stream and scratch memory. Includes no CUDA header,
 // so that binding code compiles without one.
 #pragma once
+#include "core/cuda_device.h"
 #include "core/view.h"
-#include <functional>
 
 namespace gg {
-
-// How many CUDA devices there are; 0 without a driver. Never throws.
-int cuda_device_count();
 
 // Throws ValueError for float64: what rooms say that multiply on tensor cores alone.
 inline void refuse_float64(DType dtype) {

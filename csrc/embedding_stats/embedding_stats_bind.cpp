@@ -1,4 +1,3 @@
-#include "core/isa.h"
 #include "core/view.h"
 #include "embedding_stats/embedding_stats.h"
 
@@ -6,8 +5,6 @@
 #if defined(GG_CUDA_embedding_stats)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(embedding_stats, EmbeddingStats)
 
 namespace gg {
 namespace {
@@ -53,17 +50,14 @@ struct Call {
                       {&b, D ? &*D : nullptr, norms2 ? &*norms2 : nullptr, dots ? &*dots : nullptr});
   }
 
-  // One pass over ids before any is used as an address: 8 bytes for every row of b.
   void check_ids() const {
-    const int64_t distinct = args.id_sample == 0 && args.samples ? 1 : args.samples;
-    for (int64_t i = 0; i < distinct; ++i)
-      for (int64_t t = 0; t < args.tokens; ++t) {
-        const int64_t id = args.id(i, t);
-        if ((id < 0 || id >= args.rows) && (id != args.padding_idx || id < 0))
-          throw py::index_error("ids: expected 0 <= id" + (D ? " < " + std::to_string(args.rows) : "") + ", got " +
-                                std::to_string(id) + " at sample " + std::to_string(i) + ", token " +
-                                std::to_string(t));
-      }
+    const int64_t at = embedding_stats_bad_id(args);
+    if (at < 0)
+      return;
+    const int64_t i = at / args.tokens, t = at % args.tokens;
+    throw py::index_error("ids: expected 0 <= id" + (D ? " < " + std::to_string(args.rows) : "") + ", got " +
+                          std::to_string(args.id(i, t)) + " at sample " + std::to_string(i) + ", token " +
+                          std::to_string(t));
   }
 };
 

@@ -1,4 +1,3 @@
-#include "core/isa.h"
 #include "core/view.h"
 #include "grad_gram/grad_gram.h"
 
@@ -6,8 +5,6 @@
 #if defined(GG_CUDA_grad_gram)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(grad_gram, GradGram)
 
 namespace gg {
 namespace {

@@ -1,4 +1,3 @@
-#include "core/isa.h"
 #include "core/view.h"
 #include "grad_project/grad_project.h"
 
@@ -6,8 +5,6 @@
 #if defined(GG_CUDA_grad_project)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(grad_project, GradProject)
 
 namespace gg {
 namespace {

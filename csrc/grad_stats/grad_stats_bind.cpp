@@ -1,4 +1,3 @@
-#include "core/isa.h"
 #include "core/view.h"
 #include "grad_stats/grad_stats.h"
 
@@ -6,8 +5,6 @@
 #if defined(GG_CUDA_grad_stats)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(grad_stats, GradStats)
 
 namespace gg {
 namespace {

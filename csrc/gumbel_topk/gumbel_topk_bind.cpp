@@ -1,4 +1,3 @@
-#include "core/isa.h"
 #include "core/view.h"
 #include "gumbel_topk/gumbel_topk.h"
 
@@ -6,8 +5,6 @@
 #if defined(GG_CUDA_gumbel_topk)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(gumbel_topk, GumbelTopK)
 
 namespace gg {
 namespace {

@@ -1,12 +1,9 @@
-#include "core/isa.h"
 #include "core/view.h"
 #include "softmax_stats/softmax_stats.h"
 
 #if defined(GG_CUDA_softmax_stats)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(softmax_stats, SoftmaxStats)
 
 namespace gg {
 namespace {

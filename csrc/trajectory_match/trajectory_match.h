@@ -47,12 +47,12 @@ struct TrajectoryMatch {
   Totals *totals;
 };
 
-void trajectory_match_cpu(const TrajectoryMatch &);
+GG_LENT void trajectory_match_cpu(const TrajectoryMatch &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that trajectory_match_cuda_workspace asks for. The table of tensors is read before it returns.
 // Returns a cudaError_t.
-int64_t trajectory_match_cuda_workspace(const TrajectoryMatch &);
-int trajectory_match_cuda(const TrajectoryMatch &, void *workspace, void *stream);
+GG_LENT int64_t trajectory_match_cuda_workspace(const TrajectoryMatch &);
+GG_LENT int trajectory_match_cuda(const TrajectoryMatch &, void *workspace, void *stream);
 
 } // namespace gg

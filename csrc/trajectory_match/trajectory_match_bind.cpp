@@ -1,4 +1,3 @@
-#include "core/isa.h"
 #include "core/view.h"
 #include "trajectory_match/trajectory_match.h"
 
@@ -7,8 +6,6 @@
 #if defined(GG_CUDA_trajectory_match)
 #include "core/cuda_workspace.h"
 #endif
-
-GG_PER_ISA(trajectory_match, TrajectoryMatch)
 
 namespace gg {
 namespace {

@@ -1,5 +1,6 @@
-// The border of CUDA kernels (core/view, core/cuda_workspace) as a module of its own, on a card that is not there
-// (cuda_runtime_api.h beside this file), with arrays that only claim to lie on it.
+// The border of CUDA kernels (core/view, core/cuda_device, core/cuda_workspace) as a module of its own, on a card that
+// is not there (cuda_runtime_api.h beside this file), with arrays that only claim to lie on it.
+#include "core/cuda_device.cpp"
 #include "core/cuda_workspace.cpp"
 
 #include <memory>
