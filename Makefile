@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12 python3.10; 
 TORCH := torch==2.13.0
 BIN := .venv/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python triton_kernels -type f -not -name '*.pyc' 2>/dev/null)
-CPP := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" 2>/dev/null)
+CPP := $(shell find csrc tests examples -name "*.h" -o -name "*.c" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" 2>/dev/null)
 
 say_time = @echo "make $@: $$(( $$(date +%s) - $(START) )) s"
 

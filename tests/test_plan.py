@@ -14,15 +14,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python/ghostgram"
 
 OF_EVERY_OP = [
-    *("csrc/{op}/{op}.h", "csrc/{op}/{op}_cpu.cpp", "csrc/{op}/{op}_bind.cpp"),
+    *("csrc/{op}/{op}.h", "csrc/{op}/{op}_cpu.cpp", "csrc/{op}/{op}_bind.cpp", "csrc/{op}/{op}_c.cpp"),
     *("python/ghostgram/reference/{op}.py", "python/ghostgram/ops/{op}.py", "python/ghostgram/testing/cases/{op}.py"),
     "docs/ops/{op}.md",
 ]
-NOT_A_ROOM = {"core", "cmake"}
+NOT_A_ROOM = {"core", "cmake", "include"}
 NOT_AN_OP = {"roofs": "a probe of the machine: it computes nothing that a reference could check"}
 
 ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/__init__.py
     "": {"ops", "algorithms"},
+    "__main__": set(),
     "integrations": {"integrations", "algorithms"},
     "algorithms": {"algorithms", "training", "taps", "ops", "_arrays", "_files"},
     "training": {"training", "taps"},

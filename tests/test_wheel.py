@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ghostgram as gg
+from ghostgram import _C
+
 ROOT = Path(__file__).parent.parent
 
 CALL = """
@@ -62,6 +65,38 @@ def test_brings_nothing_else(python, absent):
 def test_contains_the_kernels_and_no_tests(python):
     listed = run(python, "-c", "import importlib.metadata as m; print(*m.files('ghostgram'), sep='\\n')").splitlines()
     assert any(name.startswith("ghostgram/_C.") and name.endswith(".so") for name in listed)
+    assert [name for name in listed if "libghostgram" in name] == ["ghostgram/lib/libghostgram.so.0"]
     assert "ghostgram/triton_kernels/grad_stats.py" in listed
     tops = {name.partition("/")[0] for name in listed if not name.startswith("..")}  # ..: the console script
     assert {re.sub(r"-[\d.]+(?=\.)", "", top) for top in tops} == {"ghostgram", "ghostgram.dist-info"}
+
+
+@pytest.fixture(scope="module")
+def examples(python, tmp_path_factory):
+    """The programs of examples/c, built against the wheel by what it says of itself."""
+    build, cmake = tmp_path_factory.mktemp("c"), [sys.executable, "-m", "cmake"]
+    package = run(python, "-m", "ghostgram", "--cmakedir").strip()
+    run(*cmake, "-S", ROOT / "examples/c", "-B", build, f"-Dghostgram_DIR={package}", "-DCMAKE_BUILD_TYPE=Release")
+    run(*cmake, "--build", build)
+    return build
+
+
+def test_c_calls_the_library_of_the_wheel(examples):
+    a, b, D = (np.sin(step * np.arange(1, n + 1)).astype("f") for step, n in ((0.7, 120), (1.3, 60), (0.4, 32)))
+    gradients = np.einsum("itp,itd->ipd", b.reshape(5, 3, 4), a.reshape(5, 3, 8), dtype="d")
+    header, *rows, first, refused = run(examples / "sample_norms").splitlines()
+    norms, dots = np.sqrt((gradients**2).sum((1, 2))), np.einsum("ipd,pd->i", gradients, D.reshape(4, 8))
+    np.testing.assert_allclose([[float(x) for x in row.split()] for row in rows], np.c_[:5, norms, dots], atol=3e-6)
+    assert float(first.split()[-1]) == pytest.approx(gradients.sum(0)[0, 0], abs=3e-6)
+    assert refused == (
+        "refused: ghostgram_grad_stats: weight_grad_row: expected at least 8, so that rows do not overlap, got 7"
+    )
+
+
+def test_cpp_draws_what_python_draws(examples, python):
+    ids = np.arange(1_000_000)
+    top = gg.GumbelTopK(5, seed=2024, temperature=0.5)
+    top.update((ids % 1000 / 250).astype("f"), ids)
+    drawn, said = run(examples / "draw").splitlines()
+    assert drawn == f"1000000 documents, 5 drawn, best first: {' '.join(map(str, top.result()[0]))}"
+    assert said == f"ghostgram {gg.__version__}, {_C.isa()}, CUDA off, because GHOSTGRAM_CUDA=off"

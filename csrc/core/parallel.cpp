@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <dlfcn.h>
+#include <exception>
 #include <mutex>
 #include <pthread.h>
 #include <sched.h>
@@ -42,6 +43,20 @@ public:
       return serial(job);
     job_ = job;
     next_.store(0, std::memory_order_relaxed);
+    on_team(threads);
+    if (failing_.test(std::memory_order_relaxed)) {
+      failing_.clear(std::memory_order_relaxed);
+      std::rethrow_exception(std::exchange(failure_, nullptr));
+    }
+  }
+
+  static void serial(const Job &job) {
+    for (int64_t task = 0; task < job.tasks; ++task)
+      job.body(job.context, task);
+  }
+
+private:
+  void on_team(int threads) {
     if (OpenmpRegion region = openmp_region.load(std::memory_order_relaxed))
       return region(
           [](void *self) {
@@ -49,9 +64,9 @@ public:
             static_cast<Pool *>(self)->claim();
             inside_task = outer;
           },
-          this, static_cast<unsigned>(job.tasks < threads ? job.tasks : threads), 0);
+          this, static_cast<unsigned>(job_.tasks < threads ? job_.tasks : threads), 0);
     grow(threads - 1);
-    uint32_t helpers = static_cast<uint32_t>(job.tasks - 1 < threads - 1 ? job.tasks - 1 : threads - 1);
+    uint32_t helpers = static_cast<uint32_t>(job_.tasks - 1 < threads - 1 ? job_.tasks - 1 : threads - 1);
     working_.store(static_cast<int>(helpers), std::memory_order_relaxed);
     state_.store((state_.load(std::memory_order_relaxed) & ~helper_mask) + epoch_step + helpers,
                  std::memory_order_release);
@@ -64,15 +79,16 @@ public:
         std::this_thread::yield();
   }
 
-  static void serial(const Job &job) {
-    for (int64_t task = 0; task < job.tasks; ++task)
-      job.body(job.context, task);
-  }
-
-private:
+  // The first exception of a job is the caller's, once all threads are done; tasks that nobody has claimed are dropped.
   void claim() {
-    for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < job_.tasks;)
-      job_.body(job_.context, task);
+    try {
+      for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < job_.tasks;)
+        job_.body(job_.context, task);
+    } catch (...) {
+      next_.store(job_.tasks, std::memory_order_relaxed);
+      if (!failing_.test_and_set(std::memory_order_relaxed))
+        failure_ = std::current_exception(); // seen by the caller, who waits for this thread
+    }
   }
 
   void grow(int workers) {
@@ -90,6 +106,8 @@ private:
   Job job_{};
   std::atomic<int> working_{0};
   std::atomic<int64_t> next_{0};
+  std::atomic_flag failing_; // whether failure_ is some thread's to write
+  std::exception_ptr failure_;
   // The number of the job and of the workers that take part in it, in one word: a worker that wakes late can never
   // pair one job with another's count. A worker outside the count never touches job_, so the next run may overwrite it.
   std::atomic<uint32_t> state_{0};
@@ -155,9 +173,11 @@ void parallel_run(int64_t tasks, void (*body)(void *, int64_t), void *context) {
   Job job{body, context, tasks};
   if (inside_task || tasks <= 1)
     return Pool::serial(job);
-  inside_task = true;
+  const struct Inside {
+    Inside() { inside_task = true; }
+    ~Inside() { inside_task = false; }
+  } inside;
   the_pool().run(job, num_threads());
-  inside_task = false;
 }
 
 } // namespace gg

@@ -3,7 +3,8 @@
 // Tasks are claimed in any order by any thread; kernels make tasks from shapes alone and let each write its own
 // partial sums, so results do not depend on the number of threads. Workers spin for some microseconds after their last
 // task, then sleep: beside torch's own threads they cost nothing. A call from inside a task, or while another thread
-// holds the pool, runs serially on the caller. After fork() the child starts with fresh workers.
+// holds the pool, runs serially on the caller. What a task throws comes to the caller once no other task runs; those
+// not yet begun are dropped. After fork() the child starts with fresh workers.
 #pragma once
 #include "core/array.h"
 

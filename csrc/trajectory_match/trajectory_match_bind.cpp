@@ -34,7 +34,8 @@ struct Call {
     }
     const DType results = args.dtype == DType::f64 ? DType::f64 : DType::f32;
     args.measure = each("start", start, args.dtype, &Tensor::start);
-    each("target", target, args.dtype, &Tensor::target);
+    if (!each("target", target, args.dtype, &Tensor::target) && args.measure)
+      throw py::value_error("target: expected arrays where a loss is wanted, got None");
     args.bool_mask = !mask.is_none() && !tensors.empty() && View("mask", mask[py::int_(0)]).dtype == DType::boolean;
     each("mask", mask, args.bool_mask ? DType::boolean : results, &Tensor::mask);
     args.gradient = each("gradient", gradient, args.measure ? results : args.dtype, &Tensor::gradient);

@@ -34,7 +34,7 @@ struct Call {
       expect_sizes({{"tensors[].size", t.size}});
       expect_array("tensors[].student", t.student, dtype, {t.size});
       expect_array("tensors[].start", t.start, dtype, {t.size}, x.measure);
-      expect_array("tensors[].target", t.target, dtype, {t.size}, false);
+      expect_array("tensors[].target", t.target, dtype, {t.size}, x.measure);
       if (t.size && masked && !t.mask)
         refuse("tensors[].mask", "one for all tensors or for none", "NULL");
       expect_array("tensors[].mask", t.mask, mask_dtype, {t.size}, false);

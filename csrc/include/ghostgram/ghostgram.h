@@ -2,8 +2,9 @@
  *
  * One struct of arguments and one function per op; docs/c_api.md has the rules, docs/ops/<op>.md the mathematics.
  *
- * - Begin a struct of arguments as `ghostgram_grad_stats_args args = {sizeof args};`: what later versions add is then
- * 0, which means what this version does. Structs without struct_size never grow.
+ * - Begin a struct of arguments as `ghostgram_grad_stats_args args = {.struct_size = sizeof args};` (in C++ before 20:
+ *   `args{}`, then the size): what later versions add is then 0, which means what this version does. Structs without
+ *   struct_size never grow.
  * - A function that cannot do what is asked returns a status other than GHOSTGRAM_OK and writes to no output;
  *   ghostgram_last_error() says which argument was wrong, what was expected and what came.
  * - Strides count elements, of any sign for inputs, where 0 repeats one row. The innermost axis is contiguous where no
@@ -325,7 +326,7 @@ typedef struct {
   double weight; /* 1 for a plain loss; 0 leaves the tensor out */
   const void *student;
   const void *start;  /* read where `measure` */
-  const void *target; /* null: 0 */
+  const void *target; /* null: 0, which goes without `measure` alone */
   const void *mask;   /* null: 1; for all tensors or for none */
   void *gradient;     /* written where `gradient` */
 } ghostgram_trajectory_tensor;
