@@ -16,7 +16,8 @@ TEXT = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
 CONSTANTS = {name: int(value) for name, value in re.findall(r"GHOSTGRAM_(\w+)(?: =)? (\d+)", TEXT)}
 SCALARS = {
     **{f"{kind}_t": getattr(ctypes, f"c_{kind}") for kind in ("int32", "int64", "uint32", "uint64")},
-    **{"size_t": ctypes.c_size_t, "double": ctypes.c_double, "ghostgram_dtype": ctypes.c_int32, "ghostgram_project_kind": ctypes.c_int32},
+    **{"size_t": ctypes.c_size_t, "double": ctypes.c_double},
+    **dict.fromkeys(("ghostgram_dtype", "ghostgram_project_kind"), ctypes.c_int32),
 }
 STRUCTS: dict[str, Any] = {}
 """Every struct of the header by its name there: pointers are void pointers, so that any address can be given."""
@@ -137,7 +138,8 @@ def _affine_stats(b, x, mean, rstd, D_weight, D_bias, *rest):
     fields = {"dtype": dtype(b), "channels_first": channels_first}
     fields |= {"samples": samples, "tokens": tokens, "features": features}
     for name, array in {"b": b, "x": x}.items():
-        fields |= {} if array is None else {name: at(array), f"{name}_sample": array.stride(0), f"{name}_row": array.stride(1)}
+        if array is not None:
+            fields |= {name: at(array), f"{name}_sample": array.stride(0), f"{name}_row": array.stride(1)}
     for name, array in {"mean": mean, "rstd": rstd}.items():
         if array is not None:
             fields |= {name: at(array), f"{name}_sample": array.stride(0), f"{name}_step": array.stride(1)}

@@ -101,7 +101,8 @@ class Builder:
             changed = [f"-I{folder}"]
             kernels = [folder / edit[0] if kernel == SOURCES / edit[0] else kernel for kernel in kernels]
         sources = [(source,) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
-        sources += [(source, *CUDA_BINDINGS) for end in ("bind", "c") for source in sorted(SOURCES.glob(f"*/*_{end}.cpp"))]
+        doors = sorted([*SOURCES.glob("*/*_bind.cpp"), *SOURCES.glob("*/*_c.cpp")])
+        sources += [(source, *CUDA_BINDINGS) for source in doors]
         sources.append((SOURCES / "module.cpp", '-DGHOSTGRAM_ISAS="none"', "-DGG_CUDA"))
         sources += [(SOURCES / "library.cpp", '-DGHOSTGRAM_CUDA_STATE="on"'), (SIMT / "cuda_workspace.cpp",)]
         sources.append((SIMT / "simt.cpp", "-O1", "-fvisibility=default", *SIMT_FLAGS, *instrument))

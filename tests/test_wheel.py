@@ -84,7 +84,7 @@ def examples(python, tmp_path_factory):
 def test_c_calls_the_library_of_the_wheel(examples):
     a, b, D = (np.sin(step * np.arange(1, n + 1)).astype("f") for step, n in ((0.7, 120), (1.3, 60), (0.4, 32)))
     gradients = np.einsum("itp,itd->ipd", b.reshape(5, 3, 4), a.reshape(5, 3, 8), dtype="d")
-    header, *rows, first, refused = run(examples / "sample_norms").splitlines()
+    _, *rows, first, refused = run(examples / "sample_norms").splitlines()
     norms, dots = np.sqrt((gradients**2).sum((1, 2))), np.einsum("ipd,pd->i", gradients, D.reshape(4, 8))
     np.testing.assert_allclose([[float(x) for x in row.split()] for row in rows], np.c_[:5, norms, dots], atol=3e-6)
     assert float(first.split()[-1]) == pytest.approx(gradients.sum(0)[0, 0], abs=3e-6)

@@ -4,7 +4,6 @@ import ctypes
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,13 @@ def lib():
 
 
 def test_every_op_has_a_door():
-    assert c_abi.OPS == list(_dispatch.OPS)
+    assert list(_dispatch.OPS) == c_abi.OPS
 
 
 def test_versions_agree(lib):
     version = ".".join(str(c_abi.CONSTANTS[f"VERSION_{part}"]) for part in ("MAJOR", "MINOR", "PATCH"))
     assert lib.ghostgram_version().decode() == version
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == version
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("standard", ["c99", "c17", "c++98", "c++20"])
@@ -50,7 +49,7 @@ def test_the_header_is_plain(compiler, standard, tmp_path):
 
 
 def test_only_what_is_meant_to_be_seen_is():
-    """Every function of the header under the public node, kernels and threads for our own modules under the private one."""
+    """Functions of the header under the public node, kernels and threads for our own modules under the private one."""
     if shutil.which("nm") is None:
         pytest.skip("no nm")
     command = ["nm", "-D", "--defined-only", "--with-symbol-versions", "--demangle", c_abi.library()]
@@ -100,11 +99,15 @@ def good(op):
         "grad_gram": (a, b, None, None, dots),
         "embedding_stats": (ids, b, torch.ones(2, 6, 4), row, dots, -1),
         "affine_stats": (b, b, None, None, None, None, bias, bias.clone(), row, row.clone(), None, None, False),
-        "gumbel_topk": (row, None, *state, number[None], row.double()[:1], torch.zeros(4, dtype=torch.int64))
-        + (2, 0, 1.0, True, True),
+        "gumbel_topk": (
+            *(row, None, *state, number[None], row.double()[:1], torch.zeros(4, dtype=torch.int64)),
+            *(2, 0, 1.0, True, True),
+        ),
         "grad_project": (a, b, None, None, torch.full((2, 3, 2), 7.0), "gaussian", 1, 0, 0),
         "softmax_stats": (b, ids, *(scores.clone() for _ in range(4)), number, -100),
-        "trajectory_match": ([a], [b.new_zeros(30)], [a / 2], None, None, row[0], row.new_zeros(4).double(), [a * 7], None, 0),
+        "trajectory_match": (
+            *([a], [b.new_zeros(30)], [a / 2], None, None, row[0], row.new_zeros(4).double(), [a * 7], None, 0),
+        ),
         "adam_dots": (a, b, row, square, square, D, dots, 0.1, 0.9, 0.99, 1e-8, 0.5, 0.5),
     }
     return *c_abi.fields_of(op, *calls[op]), calls[op]
