@@ -52,14 +52,15 @@ enum {
 };
 
 typedef int32_t ghostgram_dtype;
-enum { /* 0 is none of them, so that one forgotten is refused */
-       GHOSTGRAM_FLOAT32 = 1,
-       GHOSTGRAM_FLOAT64 = 2,
-       GHOSTGRAM_BFLOAT16 = 3,
-       GHOSTGRAM_FLOAT16 = 4,
-       GHOSTGRAM_INT32 = 5,
-       GHOSTGRAM_INT64 = 6,
-       GHOSTGRAM_BOOL = 7 /* a byte, 0 or 1 */
+/* 0 is none of them, so that one forgotten is refused. */
+enum {
+  GHOSTGRAM_FLOAT32 = 1,
+  GHOSTGRAM_FLOAT64 = 2,
+  GHOSTGRAM_BFLOAT16 = 3,
+  GHOSTGRAM_FLOAT16 = 4,
+  GHOSTGRAM_INT32 = 5,
+  GHOSTGRAM_INT64 = 6,
+  GHOSTGRAM_BOOL = 7 /* a byte, 0 or 1 */
 };
 
 /* The version of the library that runs, as "0.1.0"; the macros above are those it was compiled against. */
@@ -68,8 +69,7 @@ GHOSTGRAM_API const char *ghostgram_version(void);
 /* What the last call of this thread that failed had to say; "" before any. Valid until the thread's next failure. */
 GHOSTGRAM_API const char *ghostgram_last_error(void);
 
-/* The instruction set in use: "baseline", "avx2", "avx512" or "avx512bf16". The environment's GHOSTGRAM_ISA lowers it.
- */
+/* The instruction set in use: "baseline", "avx2", "avx512", "avx512bf16"; the variable GHOSTGRAM_ISA lowers it. */
 GHOSTGRAM_API const char *ghostgram_isa(void);
 
 /* "on", or "off, because ...". */
@@ -80,8 +80,9 @@ GHOSTGRAM_API const char *ghostgram_cuda_state(void);
 GHOSTGRAM_API int32_t ghostgram_num_threads(void);
 GHOSTGRAM_API ghostgram_status ghostgram_set_num_threads(int32_t threads);
 
-/* ---- grad_stats: all from one pass over the per-sample gradients G_i = sum_t b_it a_it^T (p, d) of a linear layer
- * ----
+/* ---- grad_stats -------------------------------------------------------------------------------------------------
+ *
+ * All from one pass over the per-sample gradients G_i = sum_t b_it a_it^T (p, d) of a linear layer.
  *
  *   weight_grad = sum_i G_i    norms2_i = ||G_i||_F^2    dots_ik = <G_i, D_k>
  */
@@ -110,8 +111,9 @@ GHOSTGRAM_API ghostgram_status ghostgram_grad_stats_cuda_workspace(const ghostgr
 GHOSTGRAM_API ghostgram_status ghostgram_grad_stats_cuda(const ghostgram_grad_stats_args *args, void *workspace,
                                                          size_t workspace_bytes, void *stream); /* not float64 */
 
-/* ---- grad_gram: inner products of the per-sample gradients of two batches of a linear layer, or of one with itself
- * ----
+/* ---- grad_gram --------------------------------------------------------------------------------------------------
+ *
+ * Inner products of the per-sample gradients of two batches of a linear layer, or of one with itself.
  *
  *   out_ij = <G_i, G'_j>    out_i = ||G_i||_F^2 where `diagonal`
  */
@@ -139,8 +141,9 @@ GHOSTGRAM_API ghostgram_status ghostgram_grad_gram_cuda_workspace(const ghostgra
 GHOSTGRAM_API ghostgram_status ghostgram_grad_gram_cuda(const ghostgram_grad_gram_args *args, void *workspace,
                                                         size_t workspace_bytes, void *stream); /* not float64 */
 
-/* ---- embedding_stats: per-sample gradients of an embedding table, G_i[v] = sum_{t: id_it = v} b_it
- * -------------------
+/* ---- embedding_stats --------------------------------------------------------------------------------------------
+ *
+ * Per-sample gradients of an embedding table, G_i[v] = sum_{t: id_it = v} b_it.
  *
  *   norms2_i = ||G_i||_F^2    dots_ik = <G_i, D_k>
  */
@@ -169,8 +172,9 @@ GHOSTGRAM_API ghostgram_status ghostgram_embedding_stats_cuda_workspace(const gh
 GHOSTGRAM_API ghostgram_status ghostgram_embedding_stats_cuda(const ghostgram_embedding_stats_args *args,
                                                               void *workspace, size_t workspace_bytes, void *stream);
 
-/* ---- affine_stats: per-sample gradients of the scale and shift of a normalisation layer, or of a bias
- * ----------------
+/* ---- affine_stats -----------------------------------------------------------------------------------------------
+ *
+ * Per-sample gradients of the scale and shift of a normalisation layer, or of a bias.
  *
  *   W_i = sum_t b_it * xhat_it,  V_i = sum_t b_it,  xhat = (x - mean) * rstd
  *   weight.grad = sum_i W_i    weight.norms2_i = ||W_i||^2    weight.dots_ik = <W_i, weight.D_k>    bias: the same of V
@@ -206,8 +210,9 @@ GHOSTGRAM_API ghostgram_status ghostgram_affine_stats_cuda_workspace(const ghost
 GHOSTGRAM_API ghostgram_status ghostgram_affine_stats_cuda(const ghostgram_affine_stats_args *args, void *workspace,
                                                            size_t workspace_bytes, void *stream);
 
-/* ---- gumbel_topk: k draws without replacement from softmax(scores / temperature), of a stream of documents
- * -----------
+/* ---- gumbel_topk ------------------------------------------------------------------------------------------------
+ *
+ * The best k, drawn without replacement from softmax(scores / temperature), of a stream of documents.
  *
  *   key_i = scores_i / temperature + Gumbel(id_i, seed), or scores_i where temperature is 0; the k largest are kept
  *
@@ -249,8 +254,9 @@ GHOSTGRAM_API ghostgram_status ghostgram_gumbel_topk_cuda_workspace(const ghostg
 GHOSTGRAM_API ghostgram_status ghostgram_gumbel_topk_cuda(const ghostgram_gumbel_topk_args *args, void *workspace,
                                                           size_t workspace_bytes, void *stream);
 
-/* ---- grad_project: random projections of the per-sample gradients of a linear layer
- * ----------------------------------
+/* ---- grad_project -----------------------------------------------------------------------------------------------
+ *
+ * Random projections of the per-sample gradients of a linear layer.
  *
  *   RADEMACHER, GAUSSIAN: out_i = P_out G_i P_in^T (k_out, k_in)    SPARSE: out_i = a count sketch of G_i (buckets)
  */
@@ -283,8 +289,9 @@ GHOSTGRAM_API ghostgram_status ghostgram_grad_project_cuda_workspace(const ghost
 GHOSTGRAM_API ghostgram_status ghostgram_grad_project_cuda(const ghostgram_grad_project_args *args, void *workspace,
                                                            size_t workspace_bytes, void *stream); /* not float64 */
 
-/* ---- softmax_stats: how hard each row of logits finds its label, from one read of the logits
- * -------------------------
+/* ---- softmax_stats ----------------------------------------------------------------------------------------------
+ *
+ * How hard each row of logits finds its label, from one read of the logits.
  *
  *   p = softmax(z)    loss = -sum_c q_c log p_c    el2n = ||p - q||_2    entropy = -sum_c p_c log p_c
  */
@@ -311,8 +318,9 @@ GHOSTGRAM_API ghostgram_status ghostgram_softmax_stats_cuda_workspace(const ghos
 GHOSTGRAM_API ghostgram_status ghostgram_softmax_stats_cuda(const ghostgram_softmax_stats_args *args, void *workspace,
                                                             size_t workspace_bytes, void *stream);
 
-/* ---- trajectory_match: how far parameters are from a target's, in units of where they started
- * ------------------------
+/* ---- trajectory_match -------------------------------------------------------------------------------------------
+ *
+ * How far parameters are from a target's, in units of where they started.
  *
  *   num = sum_j m_j (student_j - target_j)^2    D = sum_j m_j (start_j - target_j)^2    S = sum_j m_j start_j^2
  *   loss = num / D                              gradient_j = 2 g m_j (student_j - target_j) / D
@@ -356,8 +364,9 @@ GHOSTGRAM_API ghostgram_status ghostgram_trajectory_match_cuda_workspace(const g
 GHOSTGRAM_API ghostgram_status ghostgram_trajectory_match_cuda(const ghostgram_trajectory_match_args *args,
                                                                void *workspace, size_t workspace_bytes, void *stream);
 
-/* ---- adam_dots: what losses would change by, to first order, if AdamW stepped on one sample alone
- * --------------------
+/* ---- adam_dots --------------------------------------------------------------------------------------------------
+ *
+ * What losses would change by, to first order, if AdamW stepped on one sample alone.
  *
  *   out_ir = <D_r, step(clip_i G_i) - step(0)>
  *   step(g) = -eta (m' / bc1) / (sqrt(v' / bc2) + eps),  m' = beta1 m + (1 - beta1) g,  v' = beta2 v + (1 - beta2) g^2
