@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | sanitize | fuzz | bench | bench-peers | gpu | wheel | wheel-matrix | clean
+# make setup | demo | test | lint | sanitize | fuzz | bench | bench-peers | gpu | docs | wheel | wheel-matrix | clean
 #
 # Needs Python >= 3.10 (3.11 is what the pins are tested with), a C++20 compiler and make; CMake and Ninja come with
 # the build. CUDA is built when nvcc is found. Where the package index serves torch with CUDA only, name one with CPU
@@ -15,7 +15,7 @@ CPP := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -
 
 say_time = @echo "make $@: $$(( $$(date +%s) - $(START) )) s"
 
-.PHONY: setup demo test lint sanitize fuzz bench bench-peers gpu wheel wheel-matrix clean
+.PHONY: setup demo test lint sanitize fuzz bench bench-peers gpu docs wheel wheel-matrix clean
 
 setup: .venv/dev
 
@@ -27,10 +27,15 @@ setup: .venv/dev
 # The developer's environment holds all that the demo needs.
 .venv/dev: $(SOURCES) | .venv/python
 	$(BIN)/python -m pip install -q $(TORCH) '.[dev]'
-	@touch $@ .venv/demo
+	@touch $@ .venv/demo .venv/docs
 
 .venv/demo: $(SOURCES) | .venv/python
 	$(BIN)/python -m pip install -q $(TORCH) '.[torch,report]'
+	@touch $@
+
+# The site reads sources; of the package it runs the commands alone, for their page.
+.venv/docs: $(SOURCES) | .venv/python
+	$(BIN)/python -m pip install -q '.[docs]'
 	@touch $@
 
 demo: .venv/demo
@@ -71,6 +76,11 @@ bench-peers: setup
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
 	$(GPU_PYTHON) -m benchmarks.gpu
+	$(say_time)
+
+# Into build/site, to be opened from there; a broken link, anchor or docstring is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(say_time)
 
 wheel: setup

@@ -34,6 +34,25 @@ def test_a_page_names_files_that_are_there(page):
     assert [str(path) for path in sorted(named_by(page)) if not path.exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_begin_after_a_blank_line(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert (
+        re.findall(r"^(?![-*] |\d+\. | |\n).+\n(?:[-*]|\d+\.) .*", prose, re.MULTILINE) == []
+    )  # else no list on the site
+
+
+@pytest.mark.parametrize("name", ["index", "quickstart"])
+def test_snippets_run_as_they_stand(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / f"docs/{name}.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        line = text.count("\n", 0, block.start(1))
+        exec(compile("\n" * line + block[1], f"docs/{name}.md", "exec"), names)
+    assert name == "index" or "shapley" in names
+
+
 def test_every_page_is_reached_from_the_readme():
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:
