@@ -37,9 +37,14 @@ def test_a_page_names_files_that_are_there(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lists_begin_after_a_blank_line(page):
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert (
-        re.findall(r"^(?![-*] |\d+\. | |\n).+\n(?:[-*]|\d+\.) .*", prose, re.MULTILINE) == []
-    )  # else no list on the site
+    hidden = re.findall(r"^(?![-*] |\d+\. | |\n).+\n(?:[-*]|\d+\.) .*", prose, re.MULTILINE)
+    assert hidden == []  # on the site they would be no lists
+
+
+@pytest.mark.parametrize("name", ["in_run_shapley", "selection", "mates", "pad", "velocitune"])
+def test_a_method_says_when_to_use_it_what_it_costs_and_what_goes_wrong(name):
+    headings = re.findall(r"^## (.*)", (ROOT / f"docs/algorithms/{name}.md").read_text(), re.MULTILINE)
+    assert {"When to use it", "Cost", "Pitfalls"} <= {*headings}
 
 
 @pytest.mark.parametrize("name", ["index", "quickstart"])
