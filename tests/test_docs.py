@@ -29,6 +29,16 @@ def mentioned(name):
     return [ROOT / name]
 
 
+SOURCE = re.compile(r"`((?:[\w.]+/)+[\w.]+\.(?:py|h|cpp|cuh?|toml))`")
+ABOVE = [ROOT / folder for folder in ("", "python/ghostgram", "python/ghostgram/algorithms", "csrc")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_sources_that_are_there(page):
+    names = SOURCE.findall(page.read_text())
+    assert [name for name in names if not any((folder / name).is_file() for folder in (page.parent, *ABOVE))] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_names_files_that_are_there(page):
     assert [str(path) for path in sorted(named_by(page)) if not path.exists()] == []

@@ -17,12 +17,15 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
 RESULTS = "benchmarks/results/*.md"
-SHOWN = {".md": "", ".py": "python", ".toml": "toml", ".h": "cpp", ".cpp": "cpp", ".cu": "cpp", ".cuh": "cpp"}
+LANGUAGES = {
+    **{".py": "python", ".toml": "toml", ".sh": "bash"},
+    **{".c": "c", ".h": "cpp", ".cpp": "cpp", ".cu": "cpp", ".cuh": "cpp"},
+}
 ABOVE = ("", "python/ghostgram", "python/ghostgram/algorithms", "csrc")  # what paths in the text are relative to
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?P<link>[^)#:\s]+)(?P<anchor>(?:#[^)\s]*)?)(?=\))")
-MENTION = re.compile(r"(?<![\[`])`(?P<path>[\w./]+\.\w+)`(?![\]`])")
+MENTION = re.compile(rf"(?<![\[`])`(?P<path>[\w./]+\.(?:md|{'|'.join(suffix[1:] for suffix in LANGUAGES)}))`(?![\]`])")
 PAGE_OF_CODE = """---
 search:
   exclude: true
@@ -90,15 +93,14 @@ def path_of(page: str) -> str:
     if not page.startswith("repository/"):
         return f"docs/{page}"
     path = page.removeprefix("repository/")
-    stem = path.removesuffix(".md")
-    return stem if Path(stem).suffix in SHOWN else path
+    return path if (ROOT / path).is_file() else path.removesuffix(".md")
 
 
 def resolve(name: str, page: str, above: tuple[str, ...]) -> str | None:
-    """The file, by its path from the root, that a file of the repository names; None where there is none to show."""
+    """The file, by its path from the root, that a file of the repository names; None where there is none."""
     for folder in (os.path.dirname(page), *above):
         path = os.path.normpath(os.path.join(folder, name))
-        if Path(path).suffix in SHOWN and not path.startswith("..") and (ROOT / path).is_file():
+        if not path.startswith("..") and (ROOT / path).is_file():
             return path
     return None
 
@@ -121,5 +123,6 @@ def _targets(markdown: str, page: str) -> set[str]:
 
 def _content(path: str) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
-    language = SHOWN[Path(path).suffix]
-    return PAGE_OF_CODE.format(path=path, language=language, text=text) if language else text
+    if path.endswith(".md"):
+        return text
+    return PAGE_OF_CODE.format(path=path, language=LANGUAGES.get(Path(path).suffix, "text"), text=text)
