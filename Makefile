@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12 python3.10; 
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 TORCH := torch==2.13.0
 BIN := .venv/bin
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python triton_kernels -type f -not -name '*.pyc' 2>/dev/null)
+SOURCES := pyproject.toml CMakeLists.txt LICENSE $(shell find licenses csrc python triton_kernels -type f -not -name '*.pyc' 2>/dev/null)
 CPP := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" 2>/dev/null)
 
 say_time = @echo "make $@: $$(( $$(date +%s) - $(START) )) s"
@@ -24,13 +24,21 @@ setup: .venv/dev
 	$(PYTHON) -m venv .venv
 	@touch $@
 
+# Built once for whoever needs it, tests/test_wheel.py included. A wheel of the same version is installed by force alone.
+build/wheel/built: $(SOURCES) | .venv/python
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
+	@touch $@
+
 # The developer's environment holds all that the demo needs.
-.venv/dev: $(SOURCES) | .venv/python
-	$(BIN)/python -m pip install -q $(TORCH) '.[dev]'
+.venv/dev: build/wheel/built
+	$(BIN)/python -m pip install -q $(TORCH) "$$(echo build/wheel/*.whl)[dev]"
+	$(BIN)/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	@touch $@ .venv/demo
 
-.venv/demo: $(SOURCES) | .venv/python
-	$(BIN)/python -m pip install -q $(TORCH) '.[torch,report]'
+.venv/demo: build/wheel/built
+	$(BIN)/python -m pip install -q $(TORCH) "$$(echo build/wheel/*.whl)[torch,report]"
+	$(BIN)/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	@touch $@
 
 demo: .venv/demo
@@ -73,9 +81,13 @@ gpu:
 	$(GPU_PYTHON) -m benchmarks.gpu
 	$(say_time)
 
+# One wheel for this Python, with CUDA where nvcc is found, that names the oldest glibc it runs on; see docs/wheels.md.
+WHEEL_MB := 10
 wheel: setup
 	rm -rf dist
-	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair -w dist build/wheel/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+	@! find dist -name '*.whl' -size +$(WHEEL_MB)M | grep . || { echo "larger than $(WHEEL_MB) MB" >&2; exit 1; }
 
 # One wheel under several torch versions. Those without a CPU build in the index bring several GB of CUDA packages.
 TORCHES := 2.10.0 2.13.0
