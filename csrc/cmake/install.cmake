@@ -1,6 +1,7 @@
-# Library, header and CMake package; in a wheel all of it below ghostgram/, where `python -m ghostgram --cmakedir` says.
+# Library, header and CMake package; beside the extension module all of it below ghostgram/, where `python -m ghostgram
+# --cmakedir` says.
 include(CMakePackageConfigHelpers)
-if(SKBUILD)
+if(GHOSTGRAM_PYTHON)
   set(prefix ghostgram/)
   set(CMAKE_INSTALL_INCLUDEDIR include)
   set(CMAKE_INSTALL_LIBDIR lib)
