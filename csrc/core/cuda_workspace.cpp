@@ -52,16 +52,24 @@ void run_on_device(const char *op, py::handle a, const View &a_view, py::handle 
          scratch);
 
   void *stream = current_stream(a, a_view.device);
-  cudaError_t status;
-  {
-    py::gil_scoped_release free;
-    const CurrentDevice device(a_view.device.index);
-    status = device.status == cudaSuccess ? static_cast<cudaError_t>(launch(scratch.data, stream)) : device.status;
-    if (status != cudaSuccess)
-      cudaGetLastError(); // or the caller's next CUDA call would report it again
-  }
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(status));
+  py::gil_scoped_release free;
+  const CurrentDevice device(a_view.device.index);
+  run_on_stream(op, [&] { return device.status == cudaSuccess ? launch(scratch.data, stream) : device.status; });
+}
+
+void run_on_stream(const char *op, const std::function<int()> &launch) {
+  const auto status = static_cast<cudaError_t>(launch());
+  if (status == cudaSuccess)
+    return;
+  cudaGetLastError(); // or the caller's next CUDA call would report it again
+  throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(status));
+}
+
+void fill_with_ones(void *data, int64_t bytes, void *stream) {
+  if (bytes)
+    run_on_stream("fill", [&] {
+      return cudaMemsetAsync(data, 0xff, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream));
+    });
 }
 
 } // namespace gg
