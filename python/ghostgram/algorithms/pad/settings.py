@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -132,7 +133,7 @@ class Settings:
     """Only kernels that always give the same bits, and no TF32."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
+        for name, kind in _kinds().items():
             object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
         _check_ranges(self)
         _check_together(self)
@@ -171,6 +172,12 @@ class Settings:
         if self.expand_iters is None:
             return self.start_end
         return min(self.start_end, self.start_bound + self.bound_growth * iteration // self.expand_iters)
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """The types of the fields by name: found once, since a run and each preset check them."""
+    return get_type_hints(Settings)
 
 
 _LEAST = {
