@@ -62,7 +62,6 @@ struct Call {
                           std::to_string(args.id(i, t)) + " at sample " + std::to_string(i) + ", token " +
                           std::to_string(t));
   }
-}
 };
 
 } // namespace
