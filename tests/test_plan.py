@@ -28,12 +28,13 @@ ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/
     "algorithms": {"algorithms", "training", "taps", "ops", "_arrays", "_files"},
     "training": {"training", "taps"},
     "taps": {"taps", "ops", "_arrays"},
-    "ops": {"ops", "_dispatch", "_arrays", "_C"},
-    "_dispatch": {"_arrays"},  # reference, triton_kernels and _C follow by name, when they are called
+    "ops": {"ops", "_dispatch", "_arrays", "_xla", "_C"},
+    "_dispatch": {"_arrays", "_xla"},  # reference, triton_kernels and _C follow by name, when they are called
     "reference": set(),
     "triton_kernels": set(),
     "_C": set(),
-    "_arrays": set(),
+    "_arrays": {"_xla"},
+    "_xla": set(),  # _C follows by name
     "_files": set(),
     "data": {"data", "_files"},
     "report": {"report", "_files"},
@@ -41,7 +42,7 @@ ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/
     "cli": {"cli", "algorithms", "data", "report", "testing", "_dispatch", "_C", "_files"},
 }
 
-MAY_KNOW_PYTHON = re.compile(r"\w+/\w+_bind\.cpp|module\.cpp|core/view\.(h|cpp)|core/cuda_workspace\.(h|cpp)")
+MAY_KNOW_PYTHON = re.compile(r"\w+/\w+_bind\.cpp|module\.cpp|core/(view|bind|xla_call|cuda_workspace)\.(h|cpp)")
 BANNED = re.compile(r"\b(TO" + "DO|FIX" + "ME|NotImplemented" + "Error)\\b")
 
 

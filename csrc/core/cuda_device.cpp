@@ -46,4 +46,9 @@ const char *cuda_failure(int device, const std::function<int()> &launch) {
   return cudaGetErrorString(status);
 }
 
+int cuda_fill(void *data, int value, int64_t bytes, void *stream) {
+  return bytes ? cudaMemsetAsync(data, value, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream))
+               : cudaSuccess;
+}
+
 } // namespace gg

@@ -13,4 +13,7 @@ GG_LENT int cuda_device_count();
 // that went well, else what CUDA says of the cudaError_t that it returned, which no later call reports again.
 GG_LENT const char *cuda_failure(int device, const std::function<int()> &launch);
 
+// cudaMemsetAsync, of which no bytes are nothing to do; returns a cudaError_t.
+GG_LENT int cuda_fill(void *data, int value, int64_t bytes, void *stream);
+
 } // namespace gg

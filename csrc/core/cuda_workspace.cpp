@@ -2,6 +2,11 @@
 
 namespace gg {
 
+static void launched(const char *op, const char *failure) {
+  if (failure)
+    throw std::runtime_error(std::string(op) + ": " + failure);
+}
+
 void run_on_device(const char *op, py::handle a, const View &a_view, py::handle workspace, int64_t bytes,
                    const std::function<int(void *, void *)> &launch) {
   expect(a_view.device.type == dlpack::cuda, "a", "CUDA memory", a_view);
@@ -17,13 +22,14 @@ void run_on_device(const char *op, py::handle a, const View &a_view, py::handle 
          scratch);
 
   void *stream = current_stream(a, a_view.device);
-  const char *failure;
-  {
-    py::gil_scoped_release free;
-    failure = cuda_failure(a_view.device.index, [&] { return launch(scratch.data, stream); });
-  }
-  if (failure)
-    throw std::runtime_error(std::string(op) + ": " + failure);
+  py::gil_scoped_release free;
+  launched(op, cuda_failure(a_view.device.index, [&] { return launch(scratch.data, stream); }));
+}
+
+void run_on_stream(const char *op, const std::function<int()> &launch) { launched(op, cuda_failure(-1, launch)); }
+
+void fill_with_ones(void *data, int64_t bytes, void *stream) {
+  launched("fill", cuda_failure(-1, [&] { return cuda_fill(data, 0xff, bytes, stream); }));
 }
 
 } // namespace gg

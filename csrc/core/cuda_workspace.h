@@ -18,4 +18,10 @@ inline void refuse_float64(DType dtype) {
 void run_on_device(const char *op, py::handle a, const View &a_view, py::handle workspace, int64_t bytes,
                    const std::function<int(void *scratch, void *stream)> &launch);
 
+// The same for a caller whose device is current and who has a stream and scratch memory.
+void run_on_stream(const char *op, const std::function<int()> &launch);
+
+// Sets every bit, which is NaN in every floating format, behind what is on the stream.
+void fill_with_ones(void *data, int64_t bytes, void *stream);
+
 } // namespace gg

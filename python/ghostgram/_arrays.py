@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ghostgram import _xla
+
 Array = Any
 """A torch, NumPy, JAX or CuPy array."""
 
@@ -27,9 +29,7 @@ def framework(x: Array, name: str) -> str:
     if isinstance(x, np.ndarray):
         return "numpy"
     root = type(x).__module__.partition(".")[0]
-    if root in ("jax", "jaxlib"):
-        if isinstance(x, sys.modules["jax"].core.Tracer):
-            raise TypeError(f"{name}: expected a concrete array, got a JAX tracer; call ghostgram outside jit and vmap")
+    if root in ("jax", "jaxlib") or isinstance(x, _xla.Traced):
         return "jax"
     if root == "cupy":
         return "cupy"
@@ -71,29 +71,36 @@ def device_type(x: Array) -> str:
         return str(x.device.type)
     kind = framework(x, "array")
     if kind == "jax":
-        platform = next(iter(x.devices())).platform
-        return "cuda" if platform == "gpu" else str(platform)
+        platform = _xla.platform(x)
+        return "cuda" if platform == "gpu" else platform
     return "cuda" if kind == "cupy" else "cpu"
 
 
 def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """An output beside `like`: same framework and device. JAX arrays are immutable, so theirs is a NumPy one."""
+    """An output beside `like`: same framework and device. JAX arrays are immutable, so theirs is a NumPy one.
+
+    Where XLA makes the outputs, it is a stand-in for one.
+    """
     if is_torch(like):
         return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))
-    kind = framework(like, "array")
-    if kind == "jax" and device_type(like) != "cpu":
-        raise TypeError("array: JAX arrays on a GPU are not supported yet; expected a CPU array")
-    if kind == "cupy":
+    if isinstance(like, _xla.Traced):
+        return _xla.Traced(shape, dtype)
+    if framework(like, "array") == "cupy":
         with like.device:  # or it would lie on the current one
             return sys.modules["cupy"].empty(shape, dtype)
     return np.empty(shape, dtype)
 
 
-def returned(result: Any, like: Array) -> Array:
-    """A finished output, or a list of them, in the caller's type: only JAX differs from what `empty` gave."""
-    if isinstance(result, list):
-        return [returned(x, like) for x in result]
-    return sys.modules["jax"].numpy.asarray(result) if framework(like, "array") == "jax" else result
+def returned(result: Any) -> Any:
+    """Finished outputs for a caller with JAX arrays; for all others they are what `empty` gave."""
+    if isinstance(result, (list, tuple)):
+        return type(result)(map(returned, result))
+    return sys.modules["jax"].numpy.asarray(result)
+
+
+def known(x: Array) -> bool:
+    """Whether an output's numbers can be asked for. If not, XLA's handler raises what is to be raised."""
+    return not isinstance(x, _xla.Traced)
 
 
 def concatenate(parts: list[Array], axis: int) -> Array:
@@ -114,6 +121,10 @@ def roots(squares: Array) -> Array:
     """Square roots, in place; rounding may have left a square that should be 0 a little below it."""
     if is_torch(squares):
         return squares.clamp_(0).sqrt_()
+    if isinstance(squares, _xla.Traced):
+        numpy = sys.modules["jax"].numpy
+        squares.value = numpy.sqrt(numpy.maximum(squares.value, 0))
+        return squares
     squares.clip(0, out=squares)
     squares **= 0.5
     return squares
@@ -207,6 +218,8 @@ def ids_64(ids: Array, name: str) -> Array:
         int64 = sys.modules["torch"].int64
         return unit_inner_stride(ids.to(int64) if dtype_name(ids) == "int32" else ids.view(int64))
     if framework(ids, name) == "jax":  # whose own int64 exists only where it is enabled
+        if _xla.traced(ids):
+            return _xla.widened(ids, "int64") if dtype_name(ids) == "int32" else ids.view("int64")
         ids = np.asarray(ids)
     return unit_inner_stride(ids.astype("int64") if dtype_name(ids) == "int32" else ids.view("int64"))
 
@@ -232,6 +245,13 @@ def to_numpy(x: Array) -> Any:
     if is_torch(x):
         return x.cpu().numpy()
     return x.get() if framework(x, "array") == "cupy" else np.asarray(x)
+
+
+def jax_numbers(x: Array, name: str) -> Any:
+    """A JAX array in NumPy, for what needs its numbers now: on the CPU a view."""
+    if isinstance(x, sys.modules["jax"].core.Tracer):
+        raise TypeError(f"{name}: expected an array with numbers, got a traced one: a stream cannot run inside jax.jit")
+    return np.asarray(x)
 
 
 def in_framework(x: Array, kind: str) -> Array:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ghostgram import _arrays
+from ghostgram import _arrays, _xla
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 
@@ -136,8 +136,23 @@ def choose(op: str, backend: str, device: str) -> str:
 
 def run(op: str, backend: str, *args: Any) -> None:
     """Runs `op` on (*inputs, *outputs, *options); `backend` may be "auto"."""
-    name = choose(op, backend, _arrays.device_type(_arrays.first(args[0])))
+    like = _arrays.first(args[0])
+    if isinstance(like, _xla.Traced):
+        return _xla.run(op, _compiled(op, backend), args, OPS[op].inputs, OPS[op].outputs)
+    name = choose(op, backend, _arrays.device_type(like))
     _runner(op, name)(*args)
+
+
+@cache
+def _compiled(op: str, backend: str) -> tuple[str, ...]:
+    """The backends that XLA may call for `op`; with "auto" it takes the one for the device that it compiles for."""
+    if backend in ("reference", "triton"):
+        raise RuntimeError(f"{op}: backend {backend!r} cannot run inside jax.jit, nor on JAX arrays of a GPU")
+    names = ("cpu", "cuda") if backend == "auto" else (backend,)
+    found = tuple(name for name in names if why_not(op, name) is None)
+    if not found:
+        raise RuntimeError(f"{op}: backend {backend!r} is not available: {why_not(op, backend)}")
+    return found
 
 
 @cache

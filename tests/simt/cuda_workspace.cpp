@@ -2,6 +2,7 @@
 // called as they are on a device.
 #include "core/cuda_workspace.h"
 #include "simt.h"
+#include <cstring>
 
 namespace gg {
 
@@ -18,12 +19,20 @@ const char *cuda_failure(int device, const std::function<int()> &launch) {
   return simt::settings.error.empty() ? nullptr : simt::settings.error.c_str();
 }
 
+static void launched(const char *op, const char *failure) {
+  if (failure)
+    throw std::runtime_error(std::string(op) + ": " + failure);
+}
+
 void run_on_device(const char *op, py::handle, const View &, py::handle workspace, int64_t bytes,
                    const std::function<int(void *, void *)> &launch) {
   const View scratch("workspace", workspace);
   expect(scratch.ndim == 1 && scratch.shape[0] * size_of(scratch.dtype) >= bytes, "workspace", "enough bytes", scratch);
-  if (const char *failure = cuda_failure(0, [&] { return launch(scratch.data, &stream); }))
-    throw std::runtime_error(std::string(op) + ": " + failure);
+  launched(op, cuda_failure(0, [&] { return launch(scratch.data, &stream); }));
 }
+
+void run_on_stream(const char *op, const std::function<int()> &launch) { launched(op, cuda_failure(-1, launch)); }
+
+void fill_with_ones(void *data, int64_t bytes, void *) { std::memset(data, 0xff, bytes); }
 
 } // namespace gg

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ghostgram import _arrays, _dispatch
+from ghostgram import _arrays, _dispatch, _xla
 
 Autograd = Callable[[Callable[..., Any]], Callable[..., Any]]
 """below -> the op with a gradient, where `below(*args)` computes the op unseen by autograd."""
@@ -69,12 +69,15 @@ def call(name: str, *args: Any) -> Any:
     if _arrays.is_torch(like):
         _ensure_registered(name)
         return _registered[name](*args)
-    results = _defined[name][1](*args)
-    return (
-        tuple(_arrays.returned(r, like) for r in results)
-        if isinstance(results, tuple)
-        else _arrays.returned(results, like)
-    )
+    compute = _defined[name][1]
+    return call_jax(compute, *args) if _arrays.framework(like, "array") == "jax" else compute(*args)
+
+
+def call_jax(compute: Callable[..., Any], *args: Any) -> Any:
+    """Runs an op's function on JAX arrays: now on those of a CPU, which it reads in place, and else through XLA."""
+    if any(map(_xla.traced, _xla.arrays(args))):
+        return _xla.through(compute, args)
+    return _arrays.returned(compute(*args))
 
 
 def _adapted(compute: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,7 +53,8 @@ def grad_gram(a: Array, b: Array, a2: Array | None = None, b2: Array | None = No
         right, right_b = a2, b2 = _second_side(a, b, a2, b2)
         second = (right.shape[0], right.shape[1])
     ways = _dispatch.runnable({"G": "grad_gram", "M": "grad_stats"}, backend, _arrays.device_type(a))
-    if choose_way("gram", ways, a.shape[0], a.shape[1], d, p, second=second) == "M":
+    # Without a second sample there is nothing to materialise.
+    if right.shape[0] and choose_way("gram", ways, a.shape[0], a.shape[1], d, p, second=second) == "M":
         return _materialised(a, b, right, right_b, backend, symmetric=second is None)
     return _torch.call("grad_gram", a, b, a2, b2, False, backend)
 

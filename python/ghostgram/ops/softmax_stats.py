@@ -146,7 +146,7 @@ def compute(logits: Array, labels: Array, ignore_index: int, backend: str) -> tu
     bad_row = _arrays.empty(logits, (), "int64")
     _dispatch.run("softmax_stats", backend, _arrays.unit_inner_stride(logits), labels, *out, bad_row, ignore_index)
     # On a GPU this waits for the kernels: what they found wrong comes to the host in no other way.
-    if not distributions and (row := int(bad_row)) >= 0:
+    if not distributions and _arrays.known(bad_row) and (row := int(bad_row)) >= 0:
         got = int(labels[divmod(row, labels.shape[1])])
         expected = f"0 <= label < {logits.shape[2]} or ignore_index {ignore_index}"
         raise IndexError(f"labels: expected {expected}, got {got} at row {row}")
