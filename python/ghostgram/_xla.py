@@ -46,10 +46,10 @@ class Traced:
 
 
 def traced(x: Any) -> bool:
-    """Whether the numbers of a JAX array cannot be asked for now: it is traced, or they lie on a GPU."""
+    """Whether a JAX array is not for us to read: it is traced, or its numbers lie on a GPU or on several devices."""
     import jax
 
-    return isinstance(x, jax.core.Tracer) or platform(x) != "cpu"
+    return isinstance(x, jax.core.Tracer) or len(x.devices()) > 1 or platform(x) != "cpu"
 
 
 def arrays(args: Iterable[Any]) -> Iterator[Any]:

@@ -1,5 +1,9 @@
 """The primitives inside jit, vmap and grad of JAX: the kernels' own bits, batched where that pays, clear errors."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +145,25 @@ def test_scan_and_the_platform_that_a_function_is_compiled_for():
     each, together = batches()
     _, found = jax.lax.scan(lambda c, v: (c, gg.grad_norms(v["a"], v["b"], backend="cpu")), 0, together)
     same([np.asarray(found)], [np.stack([gg.grad_norms(np.asarray(v["a"]), np.asarray(v["b"])) for v in each])])
+
+
+def test_arrays_over_several_devices():
+    """In a process of its own: how many devices a CPU has is decided when JAX starts."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np, ghostgram as gg
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+values = np.random.default_rng(0).standard_normal((4, 3, 8)).astype(np.float32)
+mesh, rows = Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x")
+x = jax.device_put(values, NamedSharding(mesh, rows))
+assert len(x.devices()) == 2
+apart = jax.jit(jax.shard_map(gg.grad_norms, mesh=mesh, in_specs=(rows, rows), out_specs=rows))
+for run in (gg.grad_norms, jax.jit(gg.grad_norms), apart):
+    np.testing.assert_allclose(run(x, x), gg.grad_norms(values, values), rtol=1e-6)
+assert len(apart(x, x).devices()) == 2
+"""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True)
 
 
 def test_a_constant_beside_a_traced_array():
