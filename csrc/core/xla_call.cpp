@@ -143,7 +143,7 @@ const void *XlaCall::attribute(const std::string &name, int32_t type) const {
 }
 
 template <class T> T XlaCall::option(size_t i) const {
-  const std::string name = "o" + std::to_string(i);
+  const std::string name = std::string("o").append(std::to_string(i));
   if constexpr (std::is_same_v<T, std::string>) {
     if (const auto *text = static_cast<const xla::Text *>(attribute(name, xla::text)))
       return {text->data, text->size};

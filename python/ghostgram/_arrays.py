@@ -219,7 +219,7 @@ def ids_64(ids: Array, name: str) -> Array:
         return unit_inner_stride(ids.to(int64) if dtype_name(ids) == "int32" else ids.view(int64))
     if framework(ids, name) == "jax":  # whose own int64 exists only where it is enabled
         if _xla.traced(ids):
-            return _xla.widened(ids, "int64") if dtype_name(ids) == "int32" else ids.view("int64")
+            return _xla.converted(ids, "int64") if dtype_name(ids) == "int32" else ids.view("int64")
         ids = np.asarray(ids)
     return unit_inner_stride(ids.astype("int64") if dtype_name(ids) == "int32" else ids.view("int64"))
 

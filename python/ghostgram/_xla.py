@@ -31,7 +31,8 @@ class Traced:
         return len(self.shape)
 
     def __getitem__(self, part: slice) -> Traced:
-        value = None if self.value is None else self.value[part]
+        with wide():
+            value = None if self.value is None else self.value[part]
         return Traced((len(range(self.shape[0])[part]), *self.shape[1:]), self.dtype, value)
 
     def __setitem__(self, _: Any, value: Any) -> None:
@@ -41,14 +42,14 @@ class Traced:
         else:
             import jax.numpy as jnp
 
-            self.value = widened(jnp.full(self.shape, value, jnp.float32), self.dtype)
+            self.value = converted(jnp.full(self.shape, value, jnp.float32), self.dtype)
 
 
 def traced(x: Any) -> bool:
-    """Whether the numbers of a JAX array cannot be asked for now: it is traced, or they lie on a GPU."""
+    """Whether a JAX array is not for us to read: it is traced, or its numbers lie on a GPU or on several devices."""
     import jax
 
-    return isinstance(x, jax.core.Tracer) or platform(x) != "cpu"
+    return isinstance(x, jax.core.Tracer) or len(x.devices()) > 1 or platform(x) != "cpu"
 
 
 def arrays(args: Iterable[Any]) -> Iterator[Any]:
@@ -77,7 +78,7 @@ def through(compute: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         if isinstance(x, (list, tuple)):
             return [stand_in(y) for y in x]
         if isinstance(x, np.ndarray):  # ids with numbers, widened beside scores without
-            x = widened(x, x.dtype)
+            x = converted(x, x.dtype)
         return Traced(x.shape, x.dtype, x) if isinstance(x, jax.Array) else x
 
     def array(x: Any) -> Any:
@@ -86,18 +87,25 @@ def through(compute: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         dtype = jax.dtypes.canonicalize_dtype(x.dtype)
         if x.value is None:  # an output that was not wanted, and has no elements
             return jax.numpy.zeros(x.shape, dtype)
-        return x.value if x.value.dtype == dtype else jax.lax.convert_element_type(x.value, dtype)
+        return x.value if x.dtype == dtype else converted(x.value, dtype)
 
     return array(compute(*map(stand_in, args)))
 
 
-def widened(x: Any, dtype: Any) -> Any:
-    """x as int64 or float64, which JAX itself refuses to hold unless `jax_enable_x64` is set."""
+def wide() -> Any:
+    """Where JAX holds int64 and float64, which elsewhere it takes for 32 bits unless `jax_enable_x64` is set."""
     import jax
     import jax.experimental
 
-    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # as JAX 0.5 has it
-    with enable_x64(True):
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # the latter before 0.8
+    return enable_x64(True)
+
+
+def converted(x: Any, dtype: Any) -> Any:
+    """x in another dtype, which may be one of 64 bits."""
+    import jax
+
+    with wide():
         return jax.lax.convert_element_type(jax.numpy.asarray(x), dtype)
 
 
@@ -145,7 +153,9 @@ def run(op: str, backends: tuple[str, ...], args: tuple[Any, ...], inputs: int, 
 
     constant = jax.custom_vjp(called)
     constant.defvjp(lambda *arrays: (called(*arrays), None), no_gradient)
-    for x, value in zip(made, constant(*given), strict=True):
+    with wide():
+        values = constant(*given)
+    for x, value in zip(made, values, strict=True):
         x.value = value
 
 

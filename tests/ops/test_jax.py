@@ -1,5 +1,9 @@
 """The primitives inside jit, vmap and grad of JAX: the kernels' own bits, batched where that pays, clear errors."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,32 +96,40 @@ def test_vmap_is_a_loop_over_calls(door):
         close([x[i] for x in found], numbers(EVERY[door](v)))
 
 
-USES = {
-    "grad_norms": ("a", "b"),
+SHARED = {
+    "grad_norms": ("", "b"),
+    "grad_dots": ("D",),
     "grad_stats": ("a", "D"),
-    "embedding_stats": ("ids", "table"),
-    "grad_project": ("b", "P_in"),
+    "embedding_stats": ("table", "ids"),
+    "softmax_stats": ("",),
+    "grad_project": ("P_out P_in", "b"),
+    "grad_sketch": ("",),
     "trajectory_match": ("b", "row"),
     "gumbel_topk": ("mean", "unique"),
+    "adam_dots": ("m v D",),
 }
-"""Inputs of some doors that a batch of calls may share."""
+"""Inputs that a batch of calls may share; the first of them such that the batch is merged, where it can be."""
 
 
-@pytest.mark.parametrize("door", USES)
-def test_vmap_of_some_inputs_and_of_a_vmap(door):
+@pytest.mark.parametrize("door", SHARED)
+def test_vmap_with_shared_inputs_and_of_a_vmap(door):
     each, together = batches(2)
 
     @jax.jit
     def run(together, once):
-        shared = {name: jax.vmap(EVERY[door], in_axes=(axes[name],))(together | {name: once[name]}) for name in axes}
-        twice = {name: jnp.stack([x, x[::-1], x]) for name, x in together.items()}
-        return shared, jax.vmap(jax.vmap(EVERY[door]))(twice)
+        def over(names):
+            axes = {name: None if name in names.split() else 0 for name in together}
+            mixed = {name: together[name] if axes[name] == 0 else once[name] for name in together}
+            return jax.vmap(EVERY[door], in_axes=(axes,))(mixed)
 
-    axes = {shared: {name: None if name == shared else 0 for name in together} for shared in USES[door]}
+        twice = {name: jnp.stack([x, x[::-1], x]) for name, x in together.items()}
+        return list(map(over, SHARED[door])), jax.vmap(jax.vmap(EVERY[door]))(twice)
+
     shared, twice = run(together, each[0])
-    for name, found in shared.items():
+    for names, found in zip(SHARED[door], shared, strict=True):
         for i, v in enumerate(each):
-            close([x[i] for x in numbers(found)], numbers(EVERY[door](v | {name: each[0][name]})))
+            once = {name: each[0][name] for name in names.split()}
+            close([x[i] for x in numbers(found)], numbers(EVERY[door](v | once)))
     for i, j in np.ndindex(3, 2):
         close([x[i, j] for x in numbers(twice)], numbers(EVERY[door](each[j if i != 1 else 1 - j])))
 
@@ -133,6 +145,25 @@ def test_scan_and_the_platform_that_a_function_is_compiled_for():
     each, together = batches()
     _, found = jax.lax.scan(lambda c, v: (c, gg.grad_norms(v["a"], v["b"], backend="cpu")), 0, together)
     same([np.asarray(found)], [np.stack([gg.grad_norms(np.asarray(v["a"]), np.asarray(v["b"])) for v in each])])
+
+
+def test_arrays_over_several_devices():
+    """In a process of its own: how many devices a CPU has is decided when JAX starts."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np, ghostgram as gg
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+values = np.random.default_rng(0).standard_normal((4, 3, 8)).astype(np.float32)
+mesh, rows = Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x")
+x = jax.device_put(values, NamedSharding(mesh, rows))
+assert len(x.devices()) == 2
+apart = jax.jit(jax.shard_map(gg.grad_norms, mesh=mesh, in_specs=(rows, rows), out_specs=rows))
+for run in (gg.grad_norms, jax.jit(gg.grad_norms), apart):
+    np.testing.assert_allclose(run(x, x), gg.grad_norms(values, values), rtol=1e-6)
+assert len(apart(x, x).devices()) == 2
+"""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True)
 
 
 def test_a_constant_beside_a_traced_array():
