@@ -19,7 +19,10 @@ OF_EVERY_OP = [
     "docs/ops/{op}.md",
 ]
 NOT_A_ROOM = {"core", "cmake"}
-NOT_AN_OP = {"roofs": "a probe of the machine: it computes nothing that a reference could check"}
+NOT_AN_OP = {
+    "roofs": "a probe of the machine: it computes nothing that a reference could check",
+    "roots": "what the front door of norms does to its result, on the CPU",
+}
 
 ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/__init__.py
     "": {"ops", "algorithms"},
@@ -40,7 +43,7 @@ ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/
     "cli": {"cli", "algorithms", "data", "report", "testing", "_dispatch", "_C", "_files"},
 }
 
-MAY_KNOW_PYTHON = re.compile(r"\w+/\w+_bind\.cpp|module\.cpp|core/view\.(h|cpp)|core/cuda_workspace\.(h|cpp)")
+MAY_KNOW_PYTHON = re.compile(r"\w+/\w+_bind\.cpp|module\.cpp|core/(view|cuda_workspace|run_on_cpu)\.(h|cpp)")
 BANNED = re.compile(r"\b(TO" + "DO|FIX" + "ME|NotImplemented" + "Error)\\b")
 
 

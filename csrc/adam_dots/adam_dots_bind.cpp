@@ -1,6 +1,6 @@
 #include "adam_dots/adam_dots.h"
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 #if defined(GG_CUDA_adam_dots)
 #include "core/cuda_workspace.h"
 #endif
@@ -50,6 +50,11 @@ struct Call {
     args.out = out.data;
     expect_one_device("adam_dots", a, {&b, &clip, &m, &v, &D, &out});
   }
+
+  // In multiply-adds, for run_on_cpu.
+  double work() const {
+    return (args.tokens + 10.0 + args.directions) * args.samples * args.d * args.p; // ten for the step of an element
+  }
 };
 
 } // namespace
@@ -59,8 +64,7 @@ void bind_adam_dots(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
                           py::handle out, double eta, double beta1, double beta2, double eps, double bc1, double bc2) {
     Call call(a, b, clip, m, v, D, out, eta, beta1, beta2, eps, bc1, bc2);
     expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
-    py::gil_scoped_release free;
-    adam_dots_cpu(call.args);
+    run_on_cpu(call.work(), [&] { adam_dots_cpu(call.args); });
   });
 #if defined(GG_CUDA_adam_dots)
   cuda.def("adam_dots",

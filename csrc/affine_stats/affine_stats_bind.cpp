@@ -1,6 +1,6 @@
 #include "affine_stats/affine_stats.h"
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 
 #include <optional>
 #if defined(GG_CUDA_affine_stats)
@@ -50,6 +50,11 @@ struct Call {
                           &weight_dots, &bias_dots})
       if (*v)
         expect_one_device("affine_stats", b, {&**v});
+  }
+
+  // In multiply-adds, for run_on_cpu.
+  double work() const {
+    return (2.0 * args.tokens + args.weight.directions + args.bias.directions + 2) * args.samples * args.features;
   }
 
 private:
@@ -110,8 +115,7 @@ void bind_affine_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
             Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2,
                       weight_dots, bias_dots, channels_first);
             expect(call.b.device.type == dlpack::cpu, "b", "CPU memory", call.b);
-            py::gil_scoped_release free;
-            affine_stats_cpu(call.args);
+            run_on_cpu(call.work(), [&] { affine_stats_cpu(call.args); });
           });
 #if defined(GG_CUDA_affine_stats)
   cuda.def("affine_stats",

@@ -1,5 +1,5 @@
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 #include "embedding_stats/embedding_stats.h"
 
 #include <optional>
@@ -65,6 +65,11 @@ struct Call {
                                 std::to_string(t));
       }
   }
+
+  // In multiply-adds, for run_on_cpu.
+  double work() const {
+    return (args.features * (2.0 + args.directions) + 8) * args.samples * args.tokens; // eight to chain a token
+  }
 };
 
 } // namespace
@@ -75,8 +80,7 @@ void bind_embedding_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) 
             Call call(ids, b, D, norms2, dots, padding_idx);
             expect(call.ids.device.type == dlpack::cpu, "ids", "CPU memory", call.ids);
             call.check_ids();
-            py::gil_scoped_release free;
-            embedding_stats_cpu(call.args);
+            run_on_cpu(call.work(), [&] { embedding_stats_cpu(call.args); });
           });
 #if defined(GG_CUDA_embedding_stats)
   cuda.def("embedding_stats", [](py::handle ids, py::handle b, py::handle D, py::handle norms2, py::handle dots,

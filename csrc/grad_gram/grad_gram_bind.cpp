@@ -1,5 +1,5 @@
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 #include "grad_gram/grad_gram.h"
 
 #include <optional>
@@ -54,6 +54,12 @@ struct Call {
         expect(v->dtype == a.dtype && v->device.type == out.device.type && v->device.index == out.device.index,
                "grad_gram", "inputs of one dtype, and all arrays on one device", *v);
   }
+
+  // In multiply-adds, for run_on_cpu.
+  double work() const {
+    const double pairs = double(args.left.samples) * (args.diagonal ? 1 : args.right.samples);
+    return pairs * args.left.tokens * args.right.tokens * (args.d + args.p);
+  }
 };
 
 } // namespace
@@ -62,8 +68,7 @@ void bind_grad_gram(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
   cpu.def("grad_gram", [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out) {
     Call call(a, b, a2, b2, out);
     expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
-    py::gil_scoped_release free;
-    grad_gram_cpu(call.args);
+    run_on_cpu(call.work(), [&] { grad_gram_cpu(call.args); });
   });
 #if defined(GG_CUDA_grad_gram)
   cuda.def("grad_gram",

@@ -1,5 +1,5 @@
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 #include "grad_project/grad_project.h"
 
 #include <optional>
@@ -79,6 +79,16 @@ struct Call {
            "the dtype of a, or of its sums", *view);
     matrix = {view->data, view->dtype, view->stride[0]};
   }
+
+  // In multiply-adds, for run_on_cpu.
+  double work() const {
+    if (args.kind == GradProject::Kind::sparse) // a hash takes about 20
+      return double(args.d) * args.p * (args.samples * (args.tokens + double(args.nonzeros)) + 20.0 * args.nonzeros);
+    const double outer = double(args.k_out) * args.k_in,
+                 matrices = double(args.k_out) * args.p + double(args.k_in) * args.d;
+    const double drawn = args.P_out.data && args.P_in.data ? 1 : 20; // an element of a random matrix
+    return args.samples * args.tokens * (matrices + outer) + drawn * matrices;
+  }
 };
 
 } // namespace
@@ -88,8 +98,7 @@ void bind_grad_project(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
                              const std::string &kind, int64_t nonzeros, uint64_t seed, uint32_t layer) {
     Call call(a, b, P_out, P_in, out, kind, nonzeros, seed, layer);
     expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
-    py::gil_scoped_release free;
-    grad_project_cpu(call.args);
+    run_on_cpu(call.work(), [&] { grad_project_cpu(call.args); });
   });
 #if defined(GG_CUDA_grad_project)
   cuda.def("grad_project",

@@ -1,5 +1,5 @@
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 #include "grad_stats/grad_stats.h"
 
 #include <optional>
@@ -60,6 +60,9 @@ struct Call {
                       {&b, D ? &*D : nullptr, weight_grad ? &*weight_grad : nullptr, norms2 ? &*norms2 : nullptr,
                        dots ? &*dots : nullptr});
   }
+
+  // In multiply-adds, for run_on_cpu.
+  double work() const { return (args.tokens + 1.0 + args.directions) * args.samples * args.d * args.p; }
 };
 
 } // namespace
@@ -69,8 +72,7 @@ void bind_grad_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
                            py::handle dots, bool accumulate) {
     Call call(a, b, D, weight_grad, norms2, dots, accumulate);
     expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
-    py::gil_scoped_release free;
-    grad_stats_cpu(call.args);
+    run_on_cpu(call.work(), [&] { grad_stats_cpu(call.args); });
   });
 #if defined(GG_CUDA_grad_stats)
   cuda.def("grad_stats", [](py::handle a, py::handle b, py::handle D, py::handle weight_grad, py::handle norms2,

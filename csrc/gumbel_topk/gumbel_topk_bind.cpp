@@ -1,5 +1,5 @@
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 #include "gumbel_topk/gumbel_topk.h"
 
 #include <optional>
@@ -62,6 +62,11 @@ struct Call {
       throw py::value_error("held: expected 0 where documents are picked by position, got " +
                             std::to_string(*args.held));
   }
+
+  // In multiply-adds, for run_on_cpu.
+  double work() const {
+    return 20.0 * (args.count + *args.held); // of noise, or to sort what is held
+  }
 };
 
 } // namespace
@@ -73,8 +78,7 @@ void bind_gumbel_topk(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
     const Call call(scores, ids, keys, picks, held, threshold, fault, k, seed, temperature, by_position, finish);
     expect(call.scores.device.type == dlpack::cpu, "scores", "CPU memory", call.scores);
     call.check_room();
-    py::gil_scoped_release free;
-    gumbel_topk_cpu(call.args);
+    run_on_cpu(call.work(), [&] { gumbel_topk_cpu(call.args); });
   });
 #if defined(GG_CUDA_gumbel_topk)
   cuda.def("gumbel_topk", [](py::handle scores, py::handle ids, py::handle keys, py::handle picks, py::handle held,

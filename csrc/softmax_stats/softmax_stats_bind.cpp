@@ -1,5 +1,5 @@
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 #include "softmax_stats/softmax_stats.h"
 
 #if defined(GG_CUDA_softmax_stats)
@@ -45,6 +45,11 @@ struct Call {
     expect_one_device("softmax_stats", logits, {&labels, &loss, &el2n, &entropy, &max_probability, &bad_row});
   }
 
+  // In multiply-adds, for run_on_cpu.
+  double work() const {
+    return 12.0 * args.samples * args.tokens * args.classes; // most of them for the exponential
+  }
+
 private:
   void output(const char *name, const View &view, DType dtype, void *&data) const {
     expect_output(name, view, dtype, {args.samples, args.tokens});
@@ -61,8 +66,7 @@ void bind_softmax_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
              py::handle max_probability, py::handle bad_row, int64_t ignore_index) {
             Call call(logits, labels, loss, el2n, entropy, max_probability, bad_row, ignore_index);
             expect(call.logits.device.type == dlpack::cpu, "logits", "CPU memory", call.logits);
-            py::gil_scoped_release free;
-            softmax_stats_cpu(call.args);
+            run_on_cpu(call.work(), [&] { softmax_stats_cpu(call.args); });
           });
 #if defined(GG_CUDA_softmax_stats)
   cuda.def("softmax_stats",

@@ -1,5 +1,5 @@
 #include "core/isa.h"
-#include "core/view.h"
+#include "core/run_on_cpu.h"
 #include "trajectory_match/trajectory_match.h"
 
 #include <deque>
@@ -65,6 +65,14 @@ struct Call {
       expect_one_device("trajectory_match", totals, {&view});
   }
 
+  // In multiply-adds, for run_on_cpu.
+  double work() const {
+    double scalars = 0;
+    for (const Tensor &tensor : tensors)
+      scalars += static_cast<double>(tensor.size);
+    return 6 * scalars;
+  }
+
 private:
   // Borrows one array for every tensor, if there are any, and says whether there were.
   template <class Pointer> bool each(const char *name, py::handle list, DType dtype, Pointer Tensor::*field) {
@@ -96,8 +104,7 @@ void bind_trajectory_match(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda)
              py::handle loss, py::handle totals, py::handle gradient, py::handle weights, int64_t first) {
             Call call(student, start, target, mask, loss_gradient, loss, totals, gradient, weights, first);
             expect(call.totals.device.type == dlpack::cpu, "trajectory_match", "CPU memory in all arrays", call.totals);
-            py::gil_scoped_release free;
-            trajectory_match_cpu(call.args);
+            run_on_cpu(call.work(), [&] { trajectory_match_cpu(call.args); });
           });
 #if defined(GG_CUDA_trajectory_match)
   cuda.def("trajectory_match", [](py::handle student, py::handle start, py::handle target, py::handle mask,

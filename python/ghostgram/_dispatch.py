@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from ghostgram import _arrays
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -136,12 +138,14 @@ def choose(op: str, backend: str, device: str) -> str:
 
 def run(op: str, backend: str, *args: Any) -> None:
     """Runs `op` on (*inputs, *outputs, *options); `backend` may be "auto"."""
-    name = choose(op, backend, _arrays.device_type(_arrays.first(args[0])))
-    _runner(op, name)(*args)
+    x = args[0]
+    device = "cpu" if isinstance(x, np.ndarray) else _arrays.device_type(_arrays.first(x))
+    _runner(op, backend, device)(*args)
 
 
 @cache
-def _runner(op: str, backend: str) -> Callable[..., None]:
+def _runner(op: str, backend: str, device: str) -> Callable[..., None]:
+    backend = choose(op, backend, device)
     if backend == "cpu":
         return getattr(_extension().cpu, op)  # type: ignore[no-any-return]
     if backend == "triton":

@@ -177,7 +177,7 @@ def compute(
     mask: list[Array] | None,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> tuple[Array, Array]:
     """The loss and its totals of checked inputs."""
     loss, totals = outputs(student)
@@ -199,7 +199,7 @@ def grad_compute(
     mask: list[Array] | None,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> tuple[Array, list[Array]]:
     """The loss of checked inputs and its gradient."""
     loss, gradient = grad_outputs(student)
@@ -223,7 +223,7 @@ def backward_compute(
     totals: Array,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> list[Array]:
     """2 loss_gradient m (student - target) / D, with D from totals; without target it is 0."""
     gradient = backward_outputs(student)
@@ -338,12 +338,12 @@ def _backward_autograd(below: Callable[..., Any]) -> Callable[..., Any]:
     return with_gradient
 
 
-_INPUTS = "Tensor[] student, Tensor[] start, Tensor[] target, Tensor[]? mask, float[]? weights, int first, str backend"
+_INPUTS = "Tensor[] student, Tensor[] start, Tensor[] target, Tensor[]? mask, float[]? weights, int first"
 _torch.define(f"trajectory_match({_INPUTS}) -> (Tensor, Tensor)", compute, outputs, _loss_autograd, waits=True)
 _torch.define(f"trajectory_match_grad({_INPUTS}) -> (Tensor, Tensor[])", grad_compute, grad_outputs, waits=True)
 _torch.define(
     "trajectory_match_backward(Tensor[] student, Tensor[]? target, Tensor[]? mask, Tensor loss_gradient, "
-    "Tensor totals, float[]? weights, int first, str backend) -> Tensor[]",
+    "Tensor totals, float[]? weights, int first) -> Tensor[]",
     backward_compute,
     backward_outputs,
     _backward_autograd,
