@@ -78,8 +78,8 @@ def el2n(logits: Array, labels: Array, ignore_index: int = -100, *, backend: str
     data set's sample is its mean over several models, early in training: harder samples score higher.
 
     Args:
-        logits: As in `softmax_stats`, like all that follows.
-        labels: Class numbers, or distributions.
+        logits: (N, C) or (..., C), as in `softmax_stats`, like all that follows.
+        labels: Class numbers of the logits' shape without C, or distributions of the logits' shape.
         ignore_index: Rows with this class number give 0.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 

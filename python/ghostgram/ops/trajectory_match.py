@@ -77,12 +77,29 @@ def trajectory_match_grad(
 ) -> TrajectoryGrad:
     """L of `trajectory_match` and its gradient by student, in one call and for every framework.
 
-    The same arguments, errors and source as `trajectory_match`. All inputs are read as constants. The gradient has
-    student's structure and the dtype of the loss.
+    All inputs are read as constants.
+
+    Args:
+        student: An array of any shape, or a list of them, as in `trajectory_match`, like all that follows.
+        start: Where the student started, like student.
+        target: Where it should arrive, like student.
+        mask: None, a depth, weights of tensors, or weights of scalars.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        A `TrajectoryGrad`: L, and its gradient of student's structure in L's dtype.
+
+    Raises:
+        TypeError: As in `trajectory_match`, like all that follows.
+        ValueError: Shapes do not fit, the mask is none, or start and target are the same parameters.
+        RuntimeError: The backend asked for is not available here.
 
     Cost:
         11 FLOPs per scalar; reads start once, student once and target twice, and writes the gradient. Waits as
         `trajectory_match` does.
+
+    Source:
+        That of `trajectory_match`.
     """
     loss, gradient = _torch.call("trajectory_match_grad", *checked(student, start, target, mask), backend)
     return TrajectoryGrad(loss, gradient if isinstance(student, (list, tuple)) else gradient[0])

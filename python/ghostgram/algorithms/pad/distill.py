@@ -104,9 +104,10 @@ def _iterate(matching: Matching, state: DistilledState) -> tuple[list[Match], di
     """One iteration: the matches, and what the log says of it."""
     s = matching.settings
     found = matches(matching, state)
-    good = [m for m in found if _is_good(m, s.threshold)]
-    for m in found:
-        state.skipped_in_a_row = 0 if _is_good(m, s.threshold) else state.skipped_in_a_row + 1
+    sound = [_is_good(m, s.threshold) for m in found]
+    good = [m for m, kept in zip(found, sound, strict=True) if kept]
+    for kept in sound:
+        state.skipped_in_a_row = 0 if kept else state.skipped_in_a_row + 1
     state.tried, state.skipped = state.tried + len(found), state.skipped + len(found) - len(good)
     gradients = {n: torch.stack([m.gradients[n] for m in good]).mean(0) for n in state.momenta} if good else {}
     _step(state, gradients, s)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ghostgram._files import TORN, write_atomically
+from ghostgram._files import sweep, write_atomically
 from ghostgram.algorithms.pad.state import leads, refuse_changes
 
 FACTS = "run.json"
@@ -46,10 +46,10 @@ class Facts:
                         " done from here on may differ in its last bits from an undisturbed run",
                         stacklevel=4,
                     )
-        for torn in self._folder.rglob(f".*{TORN}"):  # of processes that were killed
-            torn.unlink()
-        kept = {name: before.get(name, {}) for name in ("seconds", "notes", "experts")}
-        self._write({**mine, "environment": environment, **kept})
+        if leads():  # another process could sweep away what this one has begun to write since
+            sweep(self._folder)
+            kept = {name: before.get(name, {}) for name in ("seconds", "notes", "experts")}
+            self._write({**mine, "environment": environment, **kept})
 
     def note(self, part: str, **news: Any) -> None:
         """Adds what a part found; its seconds stay those of the process that did it first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
@@ -55,12 +56,15 @@ class MixtureIterable(IterableDataset[MixtureBatch]):
         worker, mixture = get_worker_info(), self.mixture
         me, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         mixed = MixedDataset(list(mixture.datasets.values()))
-        for place, (keys, micro) in enumerate(self._micro_batches()):
-            if place % workers == me:
-                yield self.collate(mixed.__getitems__(mixture.keys(*keys)[micro]))
+        turns = cycle(range(workers))  # a micro-batch each
+        for schedule, slots in self._batches():
+            mine = [micro for micro in range(mixture.accumulation) if next(turns) == me]
+            keys = mixture.keys(schedule, slots) if mine else []
+            for micro in mine:
+                yield self.collate(mixed.__getitems__(keys[micro]))
 
-    def _micro_batches(self) -> Iterator[tuple[tuple[Schedule, Slots], int]]:
-        """Every micro-batch of every batch in order, its samples not yet looked up."""
+    def _batches(self) -> Iterator[tuple[Schedule, Slots]]:
+        """Every batch in order, its samples not yet looked up."""
         mixture, shared = self.mixture, self.mixture.shared
         if shared is None:
             raise RuntimeError("this iterable has ended: a batch sampler has been made of the same mixture")
@@ -77,7 +81,7 @@ class MixtureIterable(IterableDataset[MixtureBatch]):
             except Exhausted:
                 return
             if slots.number >= start:
-                yield from (((schedule, slots), micro) for micro in range(mixture.accumulation))
+                yield schedule, slots
 
 
 class MixtureLoader(DataLoader[Any]):

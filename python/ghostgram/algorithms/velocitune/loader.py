@@ -246,8 +246,9 @@ class DynamicMixture:
         Raises:
             ValueError: The state is of other domains, or their contents have changed; nothing is changed then.
         """
+        hashes = self._hashes()
         for name, known in state["hashes"].items():
-            if None not in (known, mine := self._hashes().get(name)) and known != mine:
+            if None not in (known, mine := hashes.get(name)) and known != mine:
                 raise ValueError(f"state: expected the contents of {name!r} to be as saved, {known}, got {mine}")
         for saved in [*state["schedule"]["history"][-1:], *state["schedule"]["asked"]]:
             self._check_even(saved["batch"])
@@ -261,7 +262,12 @@ class DynamicMixture:
     # For loaders ---------------------------------------------------------------------------------------------------
 
     def keys(self, schedule: Schedule, slots: Slots) -> list[list[Key]]:
-        """This rank's samples of a global batch, by micro-batch."""
+        """This rank's samples of a global batch, by micro-batch.
+
+        Args:
+            schedule: Which sample of its domain the next draw of each domain is.
+            slots: The domains of the batch's places, over all ranks.
+        """
         part = slots.part(self.rank, self.world)
         pairs = np.stack([part.domains, schedule.samples(part)], axis=1)
         return [

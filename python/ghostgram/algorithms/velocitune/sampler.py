@@ -79,6 +79,8 @@ class Schedule:
         if any(size is not None and size < 0 for size in self.sizes):
             raise ValueError(f"sizes: expected at least 0 of each domain, got {dict(sizes)}")
         self.seed, self.quotas, self.cap, self.on_cap = seed, quotas, cap, on_cap
+        cut = None if cap is None else Fraction(str(cap))  # as it is written: 0.1 epochs of 10 are 1
+        self._most = [math.inf if cut is None or not size else math.floor(cut * size) for size in self.sizes]
         self._draws = Draws(seed, [size or 0 for size in self.sizes])
         self._requests = [self._request(0, weights, batch, lengths, "start")]
         self._history: list[Version] = []
@@ -179,15 +181,14 @@ class Schedule:
         place, opened = self._place, self._history[: self._place.versions]
         while place.requests < len(self._requests) and self._requests[place.requests].first <= place.batch:
             place = replace(self._opened(place, opened, self._requests[place.requests]), requests=place.requests + 1)
-        turn, sequence, over = self._drawn(place, opened[-1])
+        turn, sequence, counts, over = self._drawn(place, opened[-1])
         while over:
             self._refuse(over, place.batch)
             if self.on_cap == "repeat":
                 break
             forced = self._forced(place, opened[-1], over)
             place = self._opened(replace(place, masked=place.masked | set(over)), opened, forced)
-            turn, sequence, over = self._drawn(place, opened[-1])
-        counts = np.bincount(sequence, minlength=len(self.sizes))
+            turn, sequence, counts, over = self._drawn(place, opened[-1])
         slots = self._slots(place, opened[-1].number, sequence)
         cursors = tuple((np.array(place.cursors) + counts).tolist())
         self._before.append(self._place)
@@ -307,24 +308,17 @@ class Schedule:
         )
         return replace(place, turn=EarliestDeadline(weights, carry))
 
-    def _drawn(self, place: Place, version: Version) -> tuple[EarliestDeadline, list[int], list[int]]:
-        """The domains of the next batch, and those that would pass the cap by it."""
+    def _drawn(self, place: Place, version: Version) -> tuple[EarliestDeadline, list[int], I64, list[int]]:
+        """The domains of the next batch, how often each is drawn, and those that would pass the cap by it."""
         turn = place.turn.copy()
         if self.quotas == "deadline":
             sequence = turn.take(version.batch)
         else:
             source = version.origin + place.batch - version.first
             sequence = multinomial(version.weights, self.seed, source, version.batch)
-        after = np.array(place.cursors) + np.bincount(sequence, minlength=len(self.sizes))
-        over = [
-            k
-            for k, size in enumerate(self.sizes)
-            if self.cap is not None
-            and size
-            and after[k] > place.cursors[k]
-            and after[k] > Fraction(str(self.cap)) * size
-        ]
-        return turn, sequence, over
+        counts = np.bincount(sequence, minlength=len(self.sizes))
+        over = [k for k, most in enumerate(self._most) if counts[k] and place.cursors[k] + counts[k] > most]
+        return turn, sequence, counts, over
 
     def _refuse(self, over: Sequence[int], batch: int) -> None:
         """Says that a cap is reached, in the way that was chosen; returns where the run goes on."""
