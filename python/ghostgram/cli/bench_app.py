@@ -58,7 +58,7 @@ def _plot(found: bench.Findings, path: Path) -> None:
     points = [
         Point(row.op, row.shape, row.way, row.intensity, row.gflops)
         for row in found.rows
-        if row.ours and row.cache == "warm"
+        if row.ours and row.cache == "cold"
     ]
     roofs = found.roofs
     memory = max(roofs.read, roofs.copy, roofs.triad)

@@ -11,7 +11,7 @@ from typing import Any
 from ghostgram import _C
 from ghostgram.testing import roofline, turns
 
-SYMBOLS, TOKENS, SAMPLES, HEADS = 256, 128, 16, 4
+SYMBOLS, TOKENS, SAMPLES, HEADS = 256, 64, 8, 4
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "InRunShapley, order 1": {"order": 1},

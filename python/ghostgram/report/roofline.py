@@ -31,7 +31,7 @@ def roofline(path: Path, points: Sequence[Point], gflops: float, gbytes: float, 
 
     Args:
         path: The .png or .svg to write.
-        points: What was measured, from warm caches.
+        points: What was measured, from cold caches: warm ones are under no roof of memory.
         gflops: The roof of multiply-adds.
         gbytes: The roof of memory, GB/s.
         title: Says which machine.
@@ -45,7 +45,12 @@ def roofline(path: Path, points: Sequence[Point], gflops: float, gbytes: float, 
         axes.plot(xs, roof, color=LIGHT["ink"])
         axes.axvline(ridge, color=LIGHT["line"], linewidth=1.2, linestyle=":")
         bottom = min(min(p.gflops for p in points), gbytes * xs[0]) / 2
-        axes.set(xscale="log", yscale="log", xlim=(xs[0], xs[-1]), ylim=(bottom, gflops * 2.2))
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlim=(xs[0], xs[-1]),
+            ylim=(bottom, 2.2 * max(gflops, *(p.gflops for p in points))),
+        )
         axes.set(title=title, xlabel="FLOPs per byte", ylabel="GFLOP/s")
         axes.text(xs[-1], gflops * 1.08, f"{gflops:.0f} GFLOP/s", ha="right", va="bottom", color=LIGHT["muted"])
         # Above the roofs there is nothing else to read.
