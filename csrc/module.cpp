@@ -11,6 +11,7 @@ namespace py = pybind11;
 
 namespace gg {
 void bind_roofs(py::module_ &cpu, py::module_ &cuda);
+void bind_roots(py::module_ &cpu, py::module_ &cuda);
 void bind_grad_stats(py::module_ &cpu, py::module_ &cuda);
 void bind_grad_gram(py::module_ &cpu, py::module_ &cuda);
 void bind_embedding_stats(py::module_ &cpu, py::module_ &cuda);
@@ -34,6 +35,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("num_threads", &gg::num_threads);
   m.def("set_num_threads", &gg::set_num_threads);
   gg::bind_roofs(cpu, cuda);
+  gg::bind_roots(cpu, cuda);
   gg::bind_grad_stats(cpu, cuda);
   gg::bind_grad_gram(cpu, cuda);
   gg::bind_embedding_stats(cpu, cuda);

@@ -70,7 +70,9 @@ class Builder:
         """
         bindings = instrument if instrument_bindings else ()
         sources = [(source, *instrument) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
-        sources += [(source, *CUDA_BINDINGS, *bindings) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
+        # Small cases are most of what tests have, and what threads do to each other shall show in them.
+        shared = ("-DGG_SHARE_ALL_WORK", *CUDA_BINDINGS, *bindings)
+        sources += [(source, *shared) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
         sources += [(source, *instrument) for source in sorted(SOURCES.glob("*/*_c.cpp"))]
         names = ", ".join(f'"{isa}"' for isa in isas)
         sources.append((SOURCES / "module.cpp", f"-DGHOSTGRAM_ISAS={names}"))

@@ -19,7 +19,10 @@ OF_EVERY_OP = [
     "docs/ops/{op}.md",
 ]
 NOT_A_ROOM = {"core", "cmake", "include"}
-NOT_AN_OP = {"roofs": "a probe of the machine: it computes nothing that a reference could check"}
+NOT_AN_OP = {
+    "roofs": "a probe of the machine: it computes nothing that a reference could check",
+    "roots": "what the front door of norms does to its result, on the CPU",
+}
 
 ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/__init__.py
     "": {"ops", "algorithms"},

@@ -32,6 +32,7 @@ struct Job {
 // libgomp's entry point for a parallel region: runs body(context) on every thread of a team.
 using OpenmpRegion = void (*)(void (*body)(void *), void *context, unsigned threads, unsigned flags);
 std::atomic<OpenmpRegion> openmp_region{nullptr};
+std::atomic<int (*)()> openmp_threads{nullptr}; // how many that runtime would use, which torch.set_num_threads sets
 
 thread_local bool inside_task = false; // whatever a task calls runs serially
 
@@ -60,9 +61,8 @@ private:
     if (OpenmpRegion region = openmp_region.load(std::memory_order_relaxed))
       return region(
           [](void *self) {
-            const bool outer = std::exchange(inside_task, true);
+            const Alone alone;
             static_cast<Pool *>(self)->claim();
-            inside_task = outer;
           },
           this, static_cast<unsigned>(job_.tasks < threads ? job_.tasks : threads), 0);
     grow(threads - 1);
@@ -141,19 +141,19 @@ Pool &the_pool() {
 }
 
 int usable_cores() {
-  if (const char *wish = std::getenv("GHOSTGRAM_NUM_THREADS")) {
-    int n = std::atoi(wish);
-    if (n > 0)
-      return n;
-  }
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0)
     return CPU_COUNT(&set);
   return static_cast<int>(std::thread::hardware_concurrency());
 }
 
-std::atomic<int> &thread_count() {
-  static std::atomic<int> n{usable_cores()};
+int wished_threads() {
+  const char *wish = std::getenv("GHOSTGRAM_NUM_THREADS");
+  return wish ? std::atoi(wish) : 0;
+}
+
+std::atomic<int> &set_threads() { // 0: as many as the runtime that was borrowed would use, or else as there are cores
+  static std::atomic<int> n{wished_threads()};
   return n;
 }
 
@@ -161,23 +161,33 @@ std::atomic<int> &thread_count() {
 
 bool borrow_openmp() {
   // RTLD_NOLOAD: only what is there already. A runtime that was unloaded again cannot be noticed, but none ever is.
-  if (void *runtime = dlopen("libgomp.so.1", RTLD_NOLOAD | RTLD_LAZY))
+  if (void *runtime = dlopen("libgomp.so.1", RTLD_NOLOAD | RTLD_LAZY)) {
+    openmp_threads.store(reinterpret_cast<int (*)()>(dlsym(runtime, "omp_get_max_threads")), std::memory_order_relaxed);
     openmp_region.store(reinterpret_cast<OpenmpRegion>(dlsym(runtime, "GOMP_parallel")), std::memory_order_relaxed);
+  }
   return openmp_region.load(std::memory_order_relaxed) != nullptr;
 }
 
-int num_threads() { return thread_count().load(std::memory_order_relaxed); }
-void set_num_threads(int n) { thread_count().store(n < 1 ? 1 : n > 4096 ? 4096 : n, std::memory_order_relaxed); }
+int num_threads() {
+  if (const int n = set_threads().load(std::memory_order_relaxed); n > 0)
+    return n;
+  if (const auto of_openmp = openmp_threads.load(std::memory_order_relaxed))
+    return of_openmp();
+  static const int cores = usable_cores();
+  return cores;
+}
+
+void set_num_threads(int n) { set_threads().store(n < 1 ? 1 : n > 4096 ? 4096 : n, std::memory_order_relaxed); }
 
 void parallel_run(int64_t tasks, void (*body)(void *, int64_t), void *context) {
   Job job{body, context, tasks};
   if (inside_task || tasks <= 1)
     return Pool::serial(job);
-  const struct Inside {
-    Inside() { inside_task = true; }
-    ~Inside() { inside_task = false; }
-  } inside;
+  const Alone alone;
   the_pool().run(job, num_threads());
 }
+
+Alone::Alone() : outer_(std::exchange(inside_task, true)) {}
+Alone::~Alone() { inside_task = outer_; }
 
 } // namespace gg

@@ -15,10 +15,23 @@ namespace gg {
 // of its team they are awake already. Says whether a runtime was found.
 GG_LENT bool borrow_openmp();
 
+// What set_num_threads or GHOSTGRAM_NUM_THREADS said; else what the borrowed runtime would use, or the usable cores.
 GG_LENT int num_threads();
 GG_LENT void set_num_threads(int n); // counts the calling thread
 
 GG_LENT void parallel_run(int64_t tasks, void (*body)(void *context, int64_t task), void *context);
+
+// While one lives, whatever its thread asks to be run in parallel runs on that thread alone.
+class GG_LENT Alone {
+public:
+  Alone();
+  ~Alone();
+  Alone(const Alone &) = delete;
+  Alone &operator=(const Alone &) = delete;
+
+private:
+  bool outer_;
+};
 
 template <class Body> inline void parallel_for(int64_t tasks, Body &&body) {
   parallel_run(tasks, [](void *context, int64_t task) { (*static_cast<Body *>(context))(task); }, &body);

@@ -14,6 +14,14 @@ Array = Any
 """A torch, NumPy, JAX or CuPy array."""
 
 _HALVES = ("bfloat16", "float16")
+_NAMES: dict[Any, str] = {}
+"""Dtypes met so far: to spell one out takes longer than a small kernel."""
+
+
+def traced() -> bool:
+    """Whether torch.compile is tracing the caller, and so must not be shown a cache."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
 
 
 def is_torch(x: Array) -> bool:
@@ -57,7 +65,17 @@ def same_framework(**arrays: Array | None) -> str:
 
 def dtype_name(x: Array) -> str:
     """Such as "float32" or "bfloat16": the same words for every framework."""
-    return str(x.dtype).removeprefix("torch.")
+    return _name(x.dtype)
+
+
+def _name(dtype: Any) -> str:
+    name = _NAMES.get(dtype)
+    if name is None:
+        _NAMES[dtype] = name = str(dtype).removeprefix("torch.")
+    return name
+
+
+_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see `_dispatch.constant`: no guard on what was met
 
 
 def sum_dtype(x: Array) -> str:
@@ -68,7 +86,9 @@ def sum_dtype(x: Array) -> str:
 def device_type(x: Array) -> str:
     """Such as "cpu" or "cuda"."""
     if is_torch(x):
-        return str(x.device.type)
+        return "cpu" if x.is_cpu else str(x.device.type)
+    if isinstance(x, np.ndarray):
+        return "cpu"
     kind = framework(x, "array")
     if kind == "jax":
         platform = _xla.platform(x)
@@ -82,7 +102,12 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     Where XLA makes the outputs, it is a stand-in for one.
     """
     if is_torch(like):
-        return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))
+        torch_dtype = getattr(sys.modules["torch"], dtype)
+        if shape and like.dtype == torch_dtype:
+            return like.new_empty(*shape)  # in two thirds of the time that a tuple and a dtype take to be understood
+        return like.new_empty(shape, dtype=torch_dtype)
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, dtype)
     if isinstance(like, _xla.Traced):
         return _xla.Traced(shape, dtype)
     if framework(like, "array") == "cupy":
@@ -101,6 +126,13 @@ def returned(result: Any) -> Any:
 def known(x: Array) -> bool:
     """Whether an output's numbers can be asked for. If not, XLA's handler raises what is to be raised."""
     return not isinstance(x, _xla.Traced)
+
+
+def sums(like: Array, *shape: int) -> Array:
+    """An output beside `like` for sums over it."""
+    if is_torch(like) and shape and dtype_name(like) in ("float32", "float64"):
+        return like.new_empty(*shape)
+    return empty(like, shape, sum_dtype(like))
 
 
 def concatenate(parts: list[Array], axis: int) -> Array:
@@ -163,11 +195,21 @@ def unit_inner_stride(x: Array) -> Array:
         x = x.resolve_neg()  # a lazily negated view: its memory has the other sign
         return x if x.stride(-1) == 1 or x.shape[-1] <= 1 or not x.numel() else x.contiguous()
     if isinstance(x, np.ndarray):
+        flags = x.flags
+        if flags.c_contiguous and flags.aligned:
+            return x
         if x.size == 0 or (x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)):
             return x if x.flags.aligned else x.copy()
         return np.ascontiguousarray(x)
     kernels_can_read = framework(x, "array") != "cupy" or not x.size or x.strides[-1:] == (x.itemsize,)
     return x if kernels_can_read else _cupy_copy(x)
+
+
+def readable(*arrays: Array | None) -> list[Array | None]:
+    """Every array as `unit_inner_stride` gives it; absent ones stay absent."""
+    if is_torch(arrays[0]):  # most are contiguous, and a call costs as much as to see it
+        return [x if x is None or (x.is_contiguous() and not x.is_neg()) else unit_inner_stride(x) for x in arrays]
+    return [x if x is None else unit_inner_stride(x) for x in arrays]
 
 
 def contiguous(x: Array) -> Array:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from ghostgram import _arrays, _xla
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -136,11 +138,13 @@ def choose(op: str, backend: str, device: str) -> str:
 
 def run(op: str, backend: str, *args: Any) -> None:
     """Runs `op` on (*inputs, *outputs, *options); `backend` may be "auto"."""
-    like = _arrays.first(args[0])
+    like = args[0]
+    if isinstance(like, np.ndarray):
+        return _runner(op, backend, "cpu")(*args)
+    like = _arrays.first(like)
     if isinstance(like, _xla.Traced):
         return _xla.run(op, _compiled(op, backend), args, OPS[op].inputs, OPS[op].outputs)
-    name = choose(op, backend, _arrays.device_type(like))
-    _runner(op, name)(*args)
+    _runner(op, backend, _arrays.device_type(like))(*args)
 
 
 @cache
@@ -156,7 +160,8 @@ def _compiled(op: str, backend: str) -> tuple[str, ...]:
 
 
 @cache
-def _runner(op: str, backend: str) -> Callable[..., None]:
+def _runner(op: str, backend: str, device: str) -> Callable[..., None]:
+    backend = choose(op, backend, device)
     if backend == "cpu":
         return getattr(_extension().cpu, op)  # type: ignore[no-any-return]
     if backend == "triton":

@@ -246,7 +246,7 @@ def options(k: int, seed: int, temperature: float) -> tuple[int, int, float]:
 
 
 def outputs(
-    scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str
+    scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str = "auto"
 ) -> tuple[Array, Array]:
     """The arrays that `compute` returns: indices and keys, (min(k, n),)."""
     shape = (min(k, scores.shape[0]),)
@@ -254,7 +254,7 @@ def outputs(
 
 
 def compute(
-    scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str
+    scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str = "auto"
 ) -> tuple[Array, Array]:
     """Indices and keys of checked inputs."""
     keys, picks, words, threshold = reservoir(scores, capacity(k, scores.shape[0]))
@@ -275,7 +275,7 @@ def compute(
 
 
 _torch.define(
-    "gumbel_topk(Tensor scores, Tensor? ids, int k, int seed, float temperature, str backend) -> (Tensor, Tensor)",
+    "gumbel_topk(Tensor scores, Tensor? ids, int k, int seed, float temperature) -> (Tensor, Tensor)",
     compute,
     outputs,
     waits=True,

@@ -130,15 +130,18 @@ def _rows(x: Array, axes: int) -> Array:
     return x[(None,) * (2 - axes)]
 
 
-def outputs(logits: Array, labels: Array, ignore_index: int, backend: str) -> tuple[Array, Array, Array, Array]:
+def outputs(
+    logits: Array, labels: Array, ignore_index: int, backend: str = "auto"
+) -> tuple[Array, Array, Array, Array]:
     """The arrays that `compute` fills, each (B, T)."""
-    loss, el2n, entropy, max_probability = (
-        _arrays.empty(logits, tuple(logits.shape[:2]), _arrays.sum_dtype(logits)) for _ in range(4)
-    )
+    samples, tokens = logits.shape[:2]
+    loss, el2n, entropy, max_probability = [_arrays.sums(logits, samples, tokens) for _ in range(4)]
     return loss, el2n, entropy, max_probability
 
 
-def compute(logits: Array, labels: Array, ignore_index: int, backend: str) -> tuple[Array, Array, Array, Array]:
+def compute(
+    logits: Array, labels: Array, ignore_index: int, backend: str = "auto"
+) -> tuple[Array, Array, Array, Array]:
     """All four of checked inputs."""
     out = outputs(logits, labels, ignore_index, backend)
     distributions = labels.ndim == 3
@@ -154,7 +157,7 @@ def compute(logits: Array, labels: Array, ignore_index: int, backend: str) -> tu
 
 
 _torch.define(
-    "softmax_stats(Tensor logits, Tensor labels, int ignore_index, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "softmax_stats(Tensor logits, Tensor labels, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor)",
     compute,
     outputs,
     waits=True,

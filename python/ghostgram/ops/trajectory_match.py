@@ -197,7 +197,7 @@ def compute(
     mask: list[Array] | None,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> tuple[Array, Array]:
     """The loss and its totals of checked inputs."""
     loss, totals = outputs(student)
@@ -219,7 +219,7 @@ def grad_compute(
     mask: list[Array] | None,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> tuple[Array, list[Array]]:
     """The loss of checked inputs and its gradient."""
     loss, gradient = grad_outputs(student)
@@ -243,7 +243,7 @@ def backward_compute(
     totals: Array,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> list[Array]:
     """2 loss_gradient m (student - target) / D, with D from totals; without target it is 0."""
     gradient = backward_outputs(student)
@@ -432,12 +432,12 @@ def _curvature(
     return curvature
 
 
-_INPUTS = "Tensor[] student, Tensor[] start, Tensor[] target, Tensor[]? mask, float[]? weights, int first, str backend"
+_INPUTS = "Tensor[] student, Tensor[] start, Tensor[] target, Tensor[]? mask, float[]? weights, int first"
 _torch.define(f"trajectory_match({_INPUTS}) -> (Tensor, Tensor)", compute, outputs, _loss_autograd, waits=True)
 _torch.define(f"trajectory_match_grad({_INPUTS}) -> (Tensor, Tensor[])", grad_compute, grad_outputs, waits=True)
 _torch.define(
     "trajectory_match_backward(Tensor[] student, Tensor[]? target, Tensor[]? mask, Tensor loss_gradient, "
-    "Tensor totals, float[]? weights, int first, str backend) -> Tensor[]",
+    "Tensor totals, float[]? weights, int first) -> Tensor[]",
     backward_compute,
     backward_outputs,
     _backward_autograd,
