@@ -19,7 +19,7 @@ def border(tmp_path_factory):
     module = tmp_path_factory.mktemp("border") / "border.so"
     sources = [
         ROOT / "tests/core/border/border.cpp",
-        *(ROOT / f"csrc/core/{name}.cpp" for name in ("view", "xla_call")),
+        *(ROOT / f"csrc/core/{name}.cpp" for name in ("parallel", "view", "xla_call")),
     ]
     includes = [ROOT / "tests/core/border", ROOT / "csrc", sysconfig.get_path("include"), pybind11.get_include()]
     flags = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", "-fvisibility=hidden", *(f"-I{path}" for path in includes)]

@@ -55,10 +55,10 @@ def compute(a: Array, b: Array, way: str, backend: str = "auto") -> Array:
         _dispatch.run("grad_gram", backend, a, b, None, None, norms)
     else:
         _dispatch.run("grad_stats", backend, a, b, None, None, norms, None, False)
-    if _arrays.device_type(norms) != "cpu":
-        return _arrays.roots(norms)
-    _C.cpu.roots(norms)
-    return norms
+    if _arrays.known(norms) and _arrays.device_type(norms) == "cpu":
+        _C.cpu.roots(norms)
+        return norms
+    return _arrays.roots(norms)
 
 
 _torch.define("grad_norms(Tensor a, Tensor b, str way) -> Tensor", compute, outputs)

@@ -72,6 +72,7 @@ struct Call {
   Probe args{};
 
   const View &place() const { return x; }
+  double work() const { return 0; }
   static bool per_sample(size_t argument, int) { return argument == 0; }
 
   Call(Given x_, Given nothing, Given out_, int64_t option) : x("x", x_), out("out", out_) {
