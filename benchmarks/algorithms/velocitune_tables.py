@@ -167,13 +167,14 @@ def overhead(found: Found) -> str:
     for arm in found.arms(compute=False):
         parts = []
         for seed in found.seeds:
-            seconds = found.row(seed, arm)["seconds"]
-            parts.append(
-                [100 * seconds.get(part, 0.0) / seconds["train"] for part in ("sample", "control", "evaluate")]
-            )
-        sample, control, evaluate = np.median(parts, axis=0)
-        rows.append([SHOWN[arm], f"{sample:.2f}", f"{control:.2f}", f"{evaluate:.1f}", f"{control + evaluate:.1f}"])
-    return table(["arm", "reading batches", "controller", "evaluations", "reweighting with evaluations"], rows)
+            row = found.row(seed, arm)
+            train, *others = (row["seconds"].get(part, 0.0) for part in ("train", "sample", "control", "evaluate"))
+            parts.append([1e3 * train / row["steps"], *(100 * each / train for each in others)])
+        step, sample, control, evaluate = np.median(parts, axis=0)
+        of = (sample, control, sample + control, evaluate, sample + control + evaluate)
+        rows.append([SHOWN[arm], f"{step:.1f}", *(f"{each:.1f}" for each in of)])
+    parts_of = ["sampler and loader", "controller", "both", "evaluations", "all"]
+    return table(["arm", "a training step, ms", *parts_of], rows)
 
 
 def shares_by_step(row: dict[str, Any]) -> F64:

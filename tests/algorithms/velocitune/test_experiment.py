@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
 from ghostgram import data
+from ghostgram.algorithms.velocitune.estimate import estimate_targets
 
 SCRIPTS = Path(__file__).parents[3] / "benchmarks/algorithms"
 ALPHABETS = {"python_code": "abcd", "cpp_headers": "efgh", "manuals": "ijkl", "licences": "mnop"}
@@ -30,7 +32,10 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.setattr(data, "load_text", made_up)
     before, paths = set(sys.modules), list(sys.path)
-    yield importlib.import_module("velocitune_experiment")
+    module = importlib.import_module("velocitune_experiment")
+    quick = partial(estimate_targets, resamples=20)  # intervals are most of the time otherwise
+    monkeypatch.setattr(sys.modules["velocitune_runs"], "estimate_targets", quick)
+    yield module
     sys.path[:] = paths
     for name in set(sys.modules) - before:
         if name.startswith("velocitune_"):
