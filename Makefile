@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | sanitize | fuzz | bench | bench-peers | gpu | wheel | wheel-matrix | clean
+# make setup | demo | test | lint | sanitize | fuzz | bench | bench-peers | gpu | docs | wheel | wheel-matrix | clean
 #
 # Needs Python >= 3.10 (3.11 is what the pins are tested with), a C++20 compiler and make; CMake and Ninja come with
 # the build. CUDA is built when nvcc is found. Where the package index serves torch with CUDA only, name one with CPU
@@ -10,12 +10,13 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12 python3.10; 
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 TORCH := torch==2.13.0
 BIN := .venv/bin
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python triton_kernels -type f -not -name '*.pyc' 2>/dev/null)
-CPP := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" 2>/dev/null)
+SOURCES := pyproject.toml CMakeLists.txt LICENSE $(shell find licenses csrc python triton_kernels -type f -not -name '*.pyc' 2>/dev/null)
+CPP := $(shell find csrc tests examples -name "*.h" -o -name "*.c" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" 2>/dev/null)
 
+, := ,
 say_time = @echo "make $@: $$(( $$(date +%s) - $(START) )) s"
 
-.PHONY: setup demo test lint sanitize fuzz bench bench-peers gpu wheel wheel-matrix clean
+.PHONY: setup demo test lint sanitize fuzz bench bench-peers gpu docs wheel wheel-matrix clean
 
 setup: .venv/dev
 
@@ -24,13 +25,28 @@ setup: .venv/dev
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-# The developer's environment holds all that the demo needs.
-.venv/dev: $(SOURCES) | .venv/python
-	$(BIN)/python -m pip install -q $(TORCH) '.[dev]'
-	@touch $@ .venv/demo
+# Built once for whoever needs it, tests/test_wheel.py included.
+build/wheel/built: $(SOURCES) | .venv/python
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
+	@touch $@
 
-.venv/demo: $(SOURCES) | .venv/python
-	$(BIN)/python -m pip install -q $(TORCH) '.[torch,report]'
+# $(call install,EXTRAS,MORE): the wheel and what it needs; one of the same version would stay if it were not forced.
+install = $(BIN)/python -m pip install -q $(2) "$$(echo build/wheel/*.whl)[$(1)]" && \
+	$(BIN)/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
+
+# The developer's environment holds all that the demo and the site need.
+.venv/dev: build/wheel/built
+	$(call install,dev,$(TORCH))
+	@touch $@ .venv/demo .venv/docs
+
+.venv/demo: build/wheel/built
+	$(call install,torch$(,)report,$(TORCH))
+	@touch $@
+
+# The site reads sources; of the package it runs the commands alone, for their page.
+.venv/docs: build/wheel/built
+	$(call install,docs)
 	@touch $@
 
 demo: .venv/demo
@@ -73,12 +89,23 @@ gpu:
 	$(GPU_PYTHON) -m benchmarks.gpu
 	$(say_time)
 
+# Into build/site, to be opened from there; a broken link, anchor or docstring is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(say_time)
+
+# One wheel for this Python, with CUDA where nvcc is found, that names the oldest glibc it runs on; see docs/wheels.md.
+WHEEL_MB := 10
 wheel: setup
 	rm -rf dist
-	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair -w dist build/wheel/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+	@! find dist -name '*.whl' -size +$(WHEEL_MB)M | grep . || { echo "larger than $(WHEEL_MB) MB" >&2; exit 1; }
 
-# One wheel under several torch versions. Those without a CPU build in the index bring several GB of CUDA packages.
-TORCHES := 2.10.0 2.13.0
+# The wheel of this Python under several torch versions, and one of another Python with NumPy alone. A torch version
+# without a CPU build in the index brings several GB of CUDA packages.
+TORCHES := 2.13.0 2.14.1
+OTHER_PYTHON := python3.12
 wheel-matrix: wheel
 	@for version in $(TORCHES); do \
 		place=build/torch-$$version; \
@@ -87,6 +114,12 @@ wheel-matrix: wheel
 		$$place/bin/python -m pip install -q --force-reinstall --no-deps dist/*.whl && \
 		$$place/bin/python -m pytest -q tests/test_rooms.py || exit 1; \
 	done
+	$(OTHER_PYTHON) -m venv build/other
+	build/other/bin/python -m pip install -q pytest pytest-benchmark numpy
+	build/other/bin/python -m pip wheel -q --no-deps -w build/other/wheel .
+	build/other/bin/python -m pip install -q --force-reinstall --no-deps build/other/wheel/*.whl
+	build/other/bin/python -m pytest -q tests/test_rooms.py
+	$(say_time)
 
 clean:
 	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

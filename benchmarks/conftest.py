@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,11 +31,16 @@ def rows(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest, rows: list[dict[str, Any]], roofs: roofline.Roofs) -> Callable[..., None]:
+def record(note: Callable[..., None], roofs: roofline.Roofs) -> Callable[..., None]:
     """A function that shows a row and keeps it, together with the roofs it was measured under."""
+    return partial(note, **{f"{name}_roof": rate / 1e9 for name, rate in dataclasses.asdict(roofs).items()})
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest, rows: list[dict[str, Any]]) -> Callable[..., None]:
+    """A function that shows a row and keeps it."""
 
     def add(**row: Any) -> None:
-        row |= {f"{name}_roof": rate / 1e9 for name, rate in dataclasses.asdict(roofs).items()}
         rows.append(row)
         cells = (f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items())
         request.config.stash.setdefault(LINES, []).append("  ".join(cells))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-CACHE_BYTES = 256 << 20
+from ghostgram.testing.turns import CACHE_BYTES
 
 
 def interleaved(
@@ -52,11 +52,3 @@ def interleaved(
 
     benchmark.pedantic(ours, setup=before_ours, rounds=rounds, warmup_rounds=2)
     return {"ours": benchmark.stats.stats.median} | {name: statistics.median(s[2:]) for name, s in seconds.items()}
-
-
-def alternated(
-    seconds: Callable[[Callable[[], Any]], float], ways: Mapping[str, Callable[[], Any]], *, rounds: int
-) -> dict[str, float]:
-    """Median seconds of every way, by a clock of its own: all take turns, and two rounds are not counted."""
-    turns = [{name: seconds(way) for name, way in ways.items()} for _ in range(rounds + 2)][2:]
-    return {name: statistics.median(turn[name] for turn in turns) for name in ways}

@@ -4,12 +4,14 @@
 #if defined(GG_CUDA)
 #include "core/cuda_workspace.h"
 #endif
+#include "include/ghostgram/ghostgram.h"
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;
 
 namespace gg {
 void bind_roofs(py::module_ &cpu, py::module_ &cuda);
+void bind_roots(py::module_ &cpu, py::module_ &cuda);
 void bind_grad_stats(py::module_ &cpu, py::module_ &cuda);
 void bind_grad_gram(py::module_ &cpu, py::module_ &cuda);
 void bind_embedding_stats(py::module_ &cpu, py::module_ &cuda);
@@ -23,7 +25,7 @@ void bind_adam_dots(py::module_ &cpu, py::module_ &cuda);
 
 PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu"), cuda = m.def_submodule("cuda");
-  m.attr("cuda_state") = GHOSTGRAM_CUDA_STATE;
+  m.attr("cuda_state") = ghostgram_cuda_state();
 #if defined(GG_CUDA)
   cuda.def("device_count", &gg::cuda_device_count);
 #endif
@@ -33,6 +35,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("num_threads", &gg::num_threads);
   m.def("set_num_threads", &gg::set_num_threads);
   gg::bind_roofs(cpu, cuda);
+  gg::bind_roots(cpu, cuda);
   gg::bind_grad_stats(cpu, cuda);
   gg::bind_grad_gram(cpu, cuda);
   gg::bind_embedding_stats(cpu, cuda);

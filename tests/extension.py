@@ -70,9 +70,13 @@ class Builder:
         """
         bindings = instrument if instrument_bindings else ()
         sources = [(source, *instrument) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
-        sources += [(source, *CUDA_BINDINGS, *bindings) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
+        # Small cases are most of what tests have, and what threads do to each other shall show in them.
+        shared = ("-DGG_SHARE_ALL_WORK", *CUDA_BINDINGS, *bindings)
+        sources += [(source, *shared) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
+        sources += [(source, *instrument) for source in sorted(SOURCES.glob("*/*_c.cpp"))]
         names = ", ".join(f'"{isa}"' for isa in isas)
-        sources.append((SOURCES / "module.cpp", '-DGHOSTGRAM_CUDA_STATE="off"', f"-DGHOSTGRAM_ISAS={names}"))
+        sources.append((SOURCES / "module.cpp", f"-DGHOSTGRAM_ISAS={names}"))
+        sources.append((SOURCES / "library.cpp", '-DGHOSTGRAM_CUDA_STATE="off"', *instrument))
         headers = {header: self._edited_header(header, edit) for header, edit in (edits or {}).items() if "/" in header}
         for kernel in sorted(SOURCES.glob("*/*_cpu.cpp")):
             source = self._edited(kernel, (edits or {}).get(kernel.parent.name))
@@ -98,10 +102,11 @@ class Builder:
             folder = self._edited_header(*edit)
             changed = [f"-I{folder}"]
             kernels = [folder / edit[0] if kernel == SOURCES / edit[0] else kernel for kernel in kernels]
-        state = ('-DGHOSTGRAM_CUDA_STATE="on"', '-DGHOSTGRAM_ISAS="none"', "-DGG_CUDA")
         sources = [(source,) for source in sorted(SOURCES.glob("core/*.cpp")) if "cuda" not in source.name]
-        sources += [(source, *CUDA_BINDINGS) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
-        sources += [(SOURCES / "module.cpp", *state), (SIMT / "cuda_workspace.cpp",)]
+        doors = sorted([*SOURCES.glob("*/*_bind.cpp"), *SOURCES.glob("*/*_c.cpp")])
+        sources += [(source, *CUDA_BINDINGS) for source in doors]
+        sources.append((SOURCES / "module.cpp", '-DGHOSTGRAM_ISAS="none"', "-DGG_CUDA"))
+        sources += [(SOURCES / "library.cpp", '-DGHOSTGRAM_CUDA_STATE="on"'), (SIMT / "cuda_workspace.cpp",)]
         sources.append((SIMT / "simt.cpp", "-O1", "-fvisibility=default", *SIMT_FLAGS, *instrument))
         sources += [(kernel, "-xc++", *SIMT_FLAGS, *changed, optimize, *instrument) for kernel in kernels]
         return self._linked(sources, instrument)

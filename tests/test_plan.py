@@ -14,25 +14,30 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python/ghostgram"
 
 OF_EVERY_OP = [
-    *("csrc/{op}/{op}.h", "csrc/{op}/{op}_cpu.cpp", "csrc/{op}/{op}_bind.cpp"),
+    *("csrc/{op}/{op}.h", "csrc/{op}/{op}_cpu.cpp", "csrc/{op}/{op}_bind.cpp", "csrc/{op}/{op}_c.cpp"),
     *("python/ghostgram/reference/{op}.py", "python/ghostgram/ops/{op}.py", "python/ghostgram/testing/cases/{op}.py"),
     "docs/ops/{op}.md",
 ]
-NOT_A_ROOM = {"core", "cmake"}
-NOT_AN_OP = {"roofs": "a probe of the machine: it computes nothing that a reference could check"}
+NOT_A_ROOM = {"core", "cmake", "include"}
+NOT_AN_OP = {
+    "roofs": "a probe of the machine: it computes nothing that a reference could check",
+    "roots": "what the front door of norms does to its result, on the CPU",
+}
 
 ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/__init__.py
     "": {"ops", "algorithms"},
+    "__main__": set(),
     "integrations": {"integrations", "algorithms"},
     "algorithms": {"algorithms", "training", "taps", "ops", "_arrays", "_files"},
     "training": {"training", "taps"},
     "taps": {"taps", "ops", "_arrays"},
-    "ops": {"ops", "_dispatch", "_arrays", "_C"},
-    "_dispatch": {"_arrays"},  # reference, triton_kernels and _C follow by name, when they are called
+    "ops": {"ops", "_dispatch", "_arrays", "_xla", "_C"},
+    "_dispatch": {"_arrays", "_xla"},  # reference, triton_kernels and _C follow by name, when they are called
     "reference": set(),
     "triton_kernels": set(),
     "_C": set(),
-    "_arrays": set(),
+    "_arrays": {"_xla"},
+    "_xla": set(),  # _C follows by name
     "_files": set(),
     "data": {"data", "_files"},
     "report": {"report", "_files"},
@@ -40,7 +45,7 @@ ARROWS = {  # what each part of the package may import of ours; "" is ghostgram/
     "cli": {"cli", "algorithms", "data", "report", "testing", "_dispatch", "_C", "_files"},
 }
 
-MAY_KNOW_PYTHON = re.compile(r"\w+/\w+_bind\.cpp|module\.cpp|core/view\.(h|cpp)|core/cuda_workspace\.(h|cpp)")
+MAY_KNOW_PYTHON = re.compile(r"\w+/\w+_bind\.cpp|module\.cpp|core/(view|bind|xla_call|cuda_workspace)\.(h|cpp)")
 BANNED = re.compile(r"\b(TO" + "DO|FIX" + "ME|NotImplemented" + "Error)\\b")
 
 

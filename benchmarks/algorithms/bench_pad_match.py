@@ -16,7 +16,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from interleave import alternated
 from peers import memory
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +28,7 @@ from ghostgram.algorithms.pad.gradient.match import match
 from ghostgram.algorithms.pad.gradient.second import form_of
 from ghostgram.algorithms.pad.students.convnet import ConvNet, initialised
 from ghostgram.algorithms.pad.students.flat import Flat
+from ghostgram.testing.turns import alternated
 
 STEPS, ROUNDS = (5, 20, 80), 3
 COUNTED = 10  # steps whose products are counted

@@ -126,9 +126,8 @@ class Bench:
 
     def rates(self) -> dict[str, float]:
         """Measured once a process."""
-        from interleave import alternated
-
         from benchmarks.gpu import card
+        from ghostgram.testing.turns import alternated
 
         if self._rates is None:
             self._rates = card.measured(self.card, alternated)
@@ -174,11 +173,10 @@ class Bench:
 
     def time(self, op: str) -> Iterator[dict[str, Any]]:
         """Our front door and its rivals in turns; a backend that is not here has no row."""
-        from interleave import alternated
-
         from benchmarks.gpu import card, contests
         from ghostgram import _dispatch
         from ghostgram.testing.roofline import percent_of_roof
+        from ghostgram.testing.turns import alternated
 
         backends = [backend for backend in BACKENDS if _dispatch.why_not(op, backend) is None]
         for dtype in DTYPES if backends else ():
@@ -208,10 +206,9 @@ class Bench:
 
     def step(self) -> Iterator[dict[str, Any]]:
         """A whole training step, and what valuing its samples adds."""
-        from interleave import alternated
-
         from benchmarks.gpu import step
         from ghostgram import _dispatch
+        from ghostgram.testing.turns import alternated
 
         lacking = [op for op in STEP_OPS if all(_dispatch.why_not(op, backend) for backend in BACKENDS)]
         lacking += [] if importlib.util.find_spec("pyarrow") else ["pyarrow"]

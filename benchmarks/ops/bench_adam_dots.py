@@ -7,23 +7,12 @@ import torch
 from interleave import interleaved
 
 from ghostgram import _C, _dispatch
-from ghostgram.testing import layouts
+from ghostgram.testing import layouts, plain
 from ghostgram.testing.cases import adam_dots as cases
 from ghostgram.testing.compare import error_over_bound
 from ghostgram.testing.roofline import percent_of_roof
 
 SHAPES = [(8, 1024, 768, 768), (8, 256, 768, 2304), (16, 64, 768, 768), (64, 1, 768, 768)]
-
-
-def stored(a, b, clip, m, v, D, eta, beta1, beta2, eps, bc1, bc2):
-    """The same numbers from (B, p, d) tensors: gradients, roots and changes of step."""
-    g = clip[:, None, None] * torch.bmm(b.mT, a).to(clip.dtype)
-    r0 = (v * (beta2 / bc2)).sqrt()
-    q = g * g * ((1 - beta2) / bc2)
-    r = (r0 * r0 + q).sqrt()
-    own = g * ((1 - beta1) / bc1)
-    change = (own - (m * (beta1 / bc1)) * q / ((r + r0) * (r0 + eps))) / (r + eps) * -eta
-    return change.flatten(1) @ D.flatten(1).to(clip.dtype).T
 
 
 @pytest.mark.parametrize("cache", ["warm", "cold"])
@@ -47,7 +36,7 @@ def bench_changes_of_step(benchmark, record, roofs, shape, dtype, directions, ca
         lambda: _dispatch.run("adam_dots", "cpu", *inputs, out, *case.scalars),
         {
             "gemm": lambda: torch.mm(gemm_b, gemm_a, out=product),
-            "stored": lambda: stored(*inputs, *case.scalars),
+            "stored": lambda: plain.steps_of_stored(*inputs, *case.scalars),
         },
         rounds=8,
         cold=cache == "cold",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
-import torch
 from interleave import interleaved
 
 from ghostgram import _dispatch
-from ghostgram.testing import layouts
+from ghostgram.testing import layouts, plain
 from ghostgram.testing.cases import affine_stats as cases
 from ghostgram.testing.compare import error_over_bound
 from ghostgram.testing.roofline import percent_of_roof
@@ -30,34 +29,6 @@ CASES = [
 ]
 
 
-def summed(b, x, mean, rstd, D_weight, D_bias, channels_first):
-    """Gradients of the whole batch, with no word on single samples: what training computes anyway."""
-    if channels_first:
-        if x is None:
-            return b.sum((0, 2))
-        sizes, weight = (*b.shape, mean.shape[1]), mean.new_ones(b.shape[1])
-        return torch.ops.aten.native_group_norm_backward(b, x, mean, rstd, weight, *sizes, [False, True, True])
-    if x is None:
-        return b.sum((0, 1))
-    if mean is None:
-        return (b * (x * rstd[..., None])).sum((0, 1)), b.sum((0, 1))
-    shape = [b.shape[-1]]
-    weight = mean.new_ones(shape)
-    mean, rstd = mean[..., None], rstd[..., None]
-    return torch.ops.aten.native_layer_norm_backward(b, x, shape, mean, rstd, weight, weight, [False, True, True])
-
-
-def per_sample(b, x, mean, rstd, D_weight, D_bias, channels_first):
-    tokens = 2 if channels_first else 1
-    rows = [(b.sum(tokens), D_bias)]
-    if x is not None:
-        if channels_first:
-            mean, rstd = (y.repeat_interleave(b.shape[1] // y.shape[1], 1) for y in (mean, rstd))
-        centred = x if mean is None else x - mean[..., None]
-        rows.append(((b * (centred * rstd[..., None])).sum(tokens), D_weight))
-    return [(row.sum(0), torch.linalg.vecdot(row, row), row.to(D.dtype) @ D.T) for row, D in rows]
-
-
 @pytest.mark.parametrize("cache", ["warm", "cold"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -74,8 +45,8 @@ def bench_affine_stats(benchmark, record, roofs, case, dtype, cache):
         benchmark,
         lambda: _dispatch.run("affine_stats", "cpu", *made.values(), *outputs, channels_first),
         {
-            "summed": lambda: summed(**made, channels_first=channels_first),
-            "per sample": lambda: per_sample(**made, channels_first=channels_first),
+            "summed": lambda: plain.affine_of_batch(**made, channels_first=channels_first),
+            "per sample": lambda: plain.affine_of_samples(**made, channels_first=channels_first),
         },
         rounds=15,
         cold=cache == "cold",

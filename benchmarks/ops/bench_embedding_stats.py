@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
-import torch
 from interleave import interleaved
 
 from ghostgram import _dispatch
-from ghostgram.testing import layouts
+from ghostgram.testing import layouts, plain
 from ghostgram.testing.cases import embedding_stats as cases
 from ghostgram.testing.compare import error_over_bound
 from ghostgram.testing.roofline import percent_of_roof
@@ -24,16 +23,6 @@ CASES = [
 ]
 
 
-def by_sorting(ids, b, D):
-    """norms^2 by the rows of equal (sample, id) pairs, as Opacus groups them; dots by gathering rows of D."""
-    samples = torch.arange(len(ids)).repeat_interleave(ids.shape[1])
-    pairs, where = torch.unique(samples * (int(ids.max()) + 1) + ids.flatten(), return_inverse=True)
-    rows = b.new_zeros(len(pairs), b.shape[-1]).index_add_(0, where, b.flatten(0, 1))
-    squares = torch.linalg.vecdot(rows, rows)
-    norms2 = b.new_zeros(len(ids)).index_add_(0, pairs // (int(ids.max()) + 1), squares)
-    return norms2, None if D is None else (b * D[0][ids]).sum((1, 2))
-
-
 @pytest.mark.parametrize("cache", ["warm", "cold"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -46,7 +35,7 @@ def bench_embedding_stats(benchmark, record, roofs, case, dtype, cache):
     seconds = interleaved(
         benchmark,
         lambda: _dispatch.run("embedding_stats", "cpu", *made.values(), norms2, dots, case.padding_idx),
-        {"sorting": lambda: by_sorting(**made)},
+        {"sorting": lambda: plain.rows_by_sorting(**made)},
         rounds=15,
         cold=cache == "cold",
     )

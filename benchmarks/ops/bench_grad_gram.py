@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
-import torch
 from interleave import interleaved
 
 from ghostgram import _dispatch
-from ghostgram.testing import layouts
+from ghostgram.testing import layouts, plain
 from ghostgram.testing.cases import grad_gram as cases
 from ghostgram.testing.compare import error_over_bound
 from ghostgram.testing.roofline import percent_of_roof
@@ -26,21 +25,6 @@ CASES = [
 ]
 
 
-def by_tokens(a, b, a2, b2, diagonal):
-    if diagonal:
-        return ((a @ a.mT) * (b @ b.mT)).sum((1, 2))
-    a2, b2 = (a, b) if a2 is None else (a2, b2)
-    scores = (a.flatten(0, 1) @ a2.flatten(0, 1).T).mul_(b.flatten(0, 1) @ b2.flatten(0, 1).T)
-    return scores.view(*a.shape[:2], *a2.shape[:2]).sum((1, 3))
-
-
-def by_gradients(a, b, a2, b2, diagonal):
-    first = torch.bmm(b.mT, a).flatten(1)
-    if diagonal:
-        return torch.linalg.vecdot(first, first)
-    return first @ (first if a2 is None else torch.bmm(b2.mT, a2).flatten(1)).T
-
-
 @pytest.mark.parametrize("cache", ["warm", "cold"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -53,8 +37,8 @@ def bench_grad_gram(benchmark, record, roofs, case, dtype, cache):
     seconds = interleaved(
         benchmark,
         lambda: _dispatch.run("grad_gram", "cpu", *made.values(), out),
-        {"tokens": lambda: by_tokens(**made, diagonal=case.diagonal),
-         "gradients": lambda: by_gradients(**made, diagonal=case.diagonal)},
+        {"tokens": lambda: plain.gram_of_tokens(**made, diagonal=case.diagonal),
+         "gradients": lambda: plain.gram_of_stored(**made, diagonal=case.diagonal)},
         rounds=10,
         cold=cache == "cold",
     )  # fmt: skip

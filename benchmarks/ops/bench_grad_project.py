@@ -9,7 +9,7 @@ import torch
 from interleave import interleaved
 
 import ghostgram as gg
-from ghostgram.testing import layouts
+from ghostgram.testing import layouts, plain
 from ghostgram.testing.cases import grad_project as cases
 from ghostgram.testing.compare import error_over_bound
 from ghostgram.testing.roofline import percent_of_roof
@@ -21,7 +21,6 @@ KRONECKER = [
 ]
 SPARSE = [((8, 256, 768, 3072), 1), ((8, 256, 768, 3072), 4), ((256, 1, 768, 3072), 1), ((256, 1, 768, 3072), 4)]
 CHECKED_SAMPLES = 16  # the reference forms every gradient: 256 of them would take longer than all timings
-RIVAL_SAMPLES = 8  # whose gradients the rival stores at a time
 
 
 def checked_tensors(case, dtype):
@@ -54,7 +53,9 @@ def bench_kronecker(benchmark, record, roofs, shape, k, dtype, matrices):
     case = cases.Case(*shape, (k, k), given=cases.BOTH)
     P_out, P_in, a, b = checked_tensors(case, dtype)
     ours = (lambda: gg.grad_project(a, b, P_out, P_in)) if matrices == "given" else lambda: gg.grad_project(a, b, k, k)
-    seconds = interleaved(benchmark, ours, {"torch": lambda: (b @ P_out.T).mT @ (a @ P_in.T)}, rounds=30, cold=False)
+    seconds = interleaved(
+        benchmark, ours, {"torch": lambda: plain.projection(a, b, P_out, P_in)}, rounds=30, cold=False
+    )
     record(kind="kronecker", matrices=matrices, **row(case, dtype, "torch", seconds, roofs))
 
 
@@ -66,19 +67,10 @@ def bench_sparse(benchmark, record, roofs, shape, nonzeros):
     buckets = torch.randint(case.size[0], (nonzeros, entries))
     signs = torch.randint(2, (nonzeros, entries)) * 2.0 - 1
 
-    def materialised():
-        out = a.new_zeros(case.samples, case.size[0])
-        for first in range(0, case.samples, RIVAL_SAMPLES):
-            chunk = slice(first, first + RIVAL_SAMPLES)
-            gradients = torch.bmm(b[chunk].mT, a[chunk]).flatten(1)
-            for bucket, sign in zip(buckets, signs, strict=True):
-                out[chunk].index_add_(1, bucket, gradients * sign)
-        return out / nonzeros**0.5
-
     seconds = interleaved(
         benchmark,
         lambda: gg.grad_sketch(a, b, case.size[0], nonzeros=nonzeros),
-        {"torch": materialised},
+        {"torch": lambda: plain.sketch_of_stored(a, b, buckets, signs, case.size[0])},
         rounds=5,
         cold=False,
     )

@@ -11,24 +11,13 @@ from interleave import interleaved
 
 import ghostgram as gg
 from ghostgram import _C
+from ghostgram.testing import plain
 from ghostgram.testing.cases import gumbel_topk as cases
 from ghostgram.testing.compare import error_over_bound
 from ghostgram.testing.layouts import numpy_array
 from ghostgram.testing.roofline import percent_of_roof
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def rival(scores, k):
-    """The shortest way in NumPy, in place: uniform noise, two logarithms, a partition, and the best k sorted."""
-    keys = np.random.default_rng(0).random(len(scores))
-    for _ in range(2):
-        np.log(keys, out=keys)
-        np.negative(keys, out=keys)
-    keys += scores
-    np.negative(keys, out=keys)
-    best = np.argpartition(keys, k)[:k]
-    return best[np.argsort(keys[best])]
 
 
 def seconds_and_peak(call):
@@ -56,7 +45,7 @@ def bench_interleaved(benchmark, record, roofs, n, k, ids):
     scores = rng.standard_normal(n, dtype=np.float32)
     own = None if ids == "none" else rng.permutation(n)
     ways = {
-        "numpy": lambda: rival(scores, k),
+        "numpy": lambda: plain.noise_and_partition(scores, k),
         "noise": lambda: gg.gumbel_topk(scores, 0, ids=own),  # every key is drawn and bounded, none is kept
     }
     seconds = interleaved(benchmark, lambda: gg.gumbel_topk(scores, k, ids=own), ways, rounds=7, cold=False)
@@ -82,7 +71,7 @@ def bench_a_hundred_million(benchmark, record, roofs):
     rng = np.random.default_rng(0)
     scores = rng.standard_normal(n, dtype=np.float32)
     best, seconds, peak = seconds_and_peak(lambda: gg.gumbel_topk(scores, k))
-    _, numpy_seconds, numpy_peak = seconds_and_peak(lambda: rival(scores, k))
+    _, numpy_seconds, numpy_peak = seconds_and_peak(lambda: plain.noise_and_partition(scores, k))
 
     order = rng.permutation(n)
     shuffled = order[gg.gumbel_topk(scores[order], k, ids=order)]

@@ -9,24 +9,12 @@ import torch
 from interleave import interleaved
 
 import ghostgram as gg
-from ghostgram.testing import layouts, roofline
+from ghostgram.testing import layouts, plain, roofline
 from ghostgram.testing.cases import softmax_stats as cases
 from ghostgram.testing.compare import error_over_bound
 
 SHAPES = {(4096, 50257): 5, (8, 262144): 50, (256, 1000): 500, (50000, 10): 50}
 """(N, C) -> how many rounds. The first is a language model's batch, far from any cache; (256, 1000) stays in L2."""
-
-
-def with_torch(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Loss, EL2N, entropy and largest probability in whole arrays, in float32 like ours."""
-    log_p = torch.log_softmax(logits, 1, dtype=torch.float32)
-    p = log_p.exp()
-    entropy, largest = -(p * log_p).sum(1), p.amax(1)
-    if labels.is_floating_point():
-        return -(labels * log_p).sum(1), p.sub_(labels).norm(dim=1), entropy, largest
-    loss = -log_p.gather(1, labels[:, None])[:, 0]
-    p.scatter_add_(1, labels[:, None], torch.full((len(labels), 1), -1.0))
-    return loss, p.norm(dim=1), entropy, largest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -47,7 +35,7 @@ def bench_class_numbers(benchmark, record, shape, dtype):
         benchmark,
         lambda: gg.softmax_stats(logits, labels),
         {
-            "torch": lambda: with_torch(logits, labels),
+            "torch": lambda: plain.four_of_softmax(logits, labels),
             "log_softmax alone": lambda: torch.log_softmax(logits, 1),
             "read": lambda: reads.append(roofline.measure(0.02).read) if len(reads) < 10 else None,
         },
@@ -72,8 +60,8 @@ def bench_distributions(benchmark, record):
     rows, classes = 512, 50257
     logits, other = torch.randn((2, rows, classes), generator=torch.Generator().manual_seed(0)).mul_(3)
     labels = torch.softmax(other, 1)
-    ours, rivals = lambda: gg.softmax_stats(logits, labels), {"torch": lambda: with_torch(logits, labels)}
-    for got, expected in zip(ours(), with_torch(logits, labels), strict=True):
+    ours, rivals = lambda: gg.softmax_stats(logits, labels), {"torch": lambda: plain.four_of_softmax(logits, labels)}
+    for got, expected in zip(ours(), plain.four_of_softmax(logits, labels), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     seconds = interleaved(benchmark, ours, rivals, rounds=10, cold=False)
     record(

@@ -45,11 +45,11 @@ struct AdamDots {
   void *out; // contiguous
 };
 
-void adam_dots_cpu(const AdamDots &);
+GG_LENT void adam_dots_cpu(const AdamDots &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that adam_dots_cuda_workspace asks for. Returns a cudaError_t.
-int64_t adam_dots_cuda_workspace(const AdamDots &);
-int adam_dots_cuda(const AdamDots &, void *workspace, void *stream);
+GG_LENT int64_t adam_dots_cuda_workspace(const AdamDots &);
+GG_LENT int adam_dots_cuda(const AdamDots &, void *workspace, void *stream);
 
 } // namespace gg

@@ -1,22 +1,24 @@
 #include "adam_dots/adam_dots.h"
-#include "core/isa.h"
-#include "core/view.h"
-#if defined(GG_CUDA_adam_dots)
-#include "core/cuda_workspace.h"
-#endif
-
-GG_PER_ISA(adam_dots, AdamDots)
+#include "core/bind.h"
 
 namespace gg {
 namespace {
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  static constexpr const char *op = "adam_dots";
+  static constexpr size_t arrays = 7;
+  using Options = std::tuple<double, double, double, double, double, double>;
+  static constexpr bool only_half_types = true;
+  static bool per_sample(size_t argument, int) { return argument < 3 || argument == 6; }
+
   View a, b, clip, m, v, D, out;
   AdamDots args{};
 
-  Call(py::handle a_, py::handle b_, py::handle clip_, py::handle m_, py::handle v_, py::handle D_, py::handle out_,
-       double eta, double beta1, double beta2, double eps, double bc1, double bc2)
+  const View &place() const { return a; }
+
+  Call(Given a_, Given b_, Given clip_, Given m_, Given v_, Given D_, Given out_, double eta, double beta1,
+       double beta2, double eps, double bc1, double bc2)
       : a("a", a_), b("b", b_), clip("clip", clip_), m("m", m_), v("v", v_), D("directions", D_), out("out", out_) {
     expect(a.ndim == 3 && a.unit_inner_stride(), "a", "(B, T, d) with inner stride 1", a);
     expect(b.ndim == 3 && b.unit_inner_stride(), "b", "(B, T, p) with inner stride 1", b);
@@ -50,34 +52,19 @@ struct Call {
     args.out = out.data;
     expect_one_device("adam_dots", a, {&b, &clip, &m, &v, &D, &out});
   }
+
+  // In multiply-adds.
+  double work() const {
+    return (args.tokens + 10.0 + args.directions) * args.samples * args.d * args.p; // ten for the step of an element
+  }
 };
 
 } // namespace
 
 void bind_adam_dots(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
-  cpu.def("adam_dots", [](py::handle a, py::handle b, py::handle clip, py::handle m, py::handle v, py::handle D,
-                          py::handle out, double eta, double beta1, double beta2, double eps, double bc1, double bc2) {
-    Call call(a, b, clip, m, v, D, out, eta, beta1, beta2, eps, bc1, bc2);
-    expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
-    py::gil_scoped_release free;
-    adam_dots_cpu(call.args);
-  });
+  Room<Call>::bind_cpu<adam_dots_cpu>(cpu);
 #if defined(GG_CUDA_adam_dots)
-  cuda.def("adam_dots",
-           [](py::handle a, py::handle b, py::handle clip, py::handle m, py::handle v, py::handle D, py::handle out,
-              double eta, double beta1, double beta2, double eps, double bc1, double bc2, py::handle workspace) {
-             Call call(a, b, clip, m, v, D, out, eta, beta1, beta2, eps, bc1, bc2);
-             refuse_float64(call.args.dtype);
-             run_on_device("adam_dots", a, call.a, workspace, adam_dots_cuda_workspace(call.args),
-                           [&](void *scratch, void *stream) { return adam_dots_cuda(call.args, scratch, stream); });
-           });
-  cuda.def("adam_dots_workspace",
-           [](py::handle a, py::handle b, py::handle clip, py::handle m, py::handle v, py::handle D, py::handle out,
-              double eta, double beta1, double beta2, double eps, double bc1, double bc2) {
-             Call call(a, b, clip, m, v, D, out, eta, beta1, beta2, eps, bc1, bc2);
-             refuse_float64(call.args.dtype);
-             return adam_dots_cuda_workspace(call.args);
-           });
+  Room<Call>::bind_cuda<adam_dots_cuda, adam_dots_cuda_workspace>(cuda);
 #endif
 }
 

@@ -44,11 +44,11 @@ struct AffineStats {
   Part weight, bias;
 };
 
-void affine_stats_cpu(const AffineStats &);
+GG_LENT void affine_stats_cpu(const AffineStats &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that affine_stats_cuda_workspace asks for. Returns a cudaError_t.
-int64_t affine_stats_cuda_workspace(const AffineStats &);
-int affine_stats_cuda(const AffineStats &, void *workspace, void *stream);
+GG_LENT int64_t affine_stats_cuda_workspace(const AffineStats &);
+GG_LENT int affine_stats_cuda(const AffineStats &, void *workspace, void *stream);
 
 } // namespace gg

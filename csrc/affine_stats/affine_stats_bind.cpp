@@ -1,27 +1,27 @@
 #include "affine_stats/affine_stats.h"
-#include "core/isa.h"
-#include "core/view.h"
+#include "core/bind.h"
 
 #include <optional>
-#if defined(GG_CUDA_affine_stats)
-#include "core/cuda_workspace.h"
-#endif
-
-GG_PER_ISA(affine_stats, AffineStats)
 
 namespace gg {
 namespace {
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  static constexpr const char *op = "affine_stats";
+  static constexpr size_t arrays = 12;
+  using Options = std::tuple<bool>;
+
   View b;
   std::optional<View> x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2, weight_dots,
       bias_dots;
   AffineStats args{};
 
-  Call(py::handle b_, py::handle x_, py::handle mean_, py::handle rstd_, py::handle D_weight_, py::handle D_bias_,
-       py::handle weight_grad_, py::handle bias_grad_, py::handle weight_norms2_, py::handle bias_norms2_,
-       py::handle weight_dots_, py::handle bias_dots_, bool channels_first)
+  const View &place() const { return b; }
+
+  Call(Given b_, Given x_, Given mean_, Given rstd_, Given D_weight_, Given D_bias_, Given weight_grad_,
+       Given bias_grad_, Given weight_norms2_, Given bias_norms2_, Given weight_dots_, Given bias_dots_,
+       bool channels_first)
       : b("b", b_) {
     expect(b.ndim == 3 && b.unit_inner_stride() && b.dtype < DType::i32, "b",
            "a floating (B, T, F), or (B, F, T) with channels first, with inner stride 1", b);
@@ -52,10 +52,15 @@ struct Call {
         expect_one_device("affine_stats", b, {&**v});
   }
 
+  // In multiply-adds.
+  double work() const {
+    return (2.0 * args.tokens + args.weight.directions + args.bias.directions + 2) * args.samples * args.features;
+  }
+
 private:
   DType sums;
 
-  void statistic(const char *name, py::handle object, std::optional<View> &view, const void *&data, int64_t &sample,
+  void statistic(const char *name, Given object, std::optional<View> &view, const void *&data, int64_t &sample,
                  int64_t &step) {
     if (object.is_none())
       return;
@@ -75,9 +80,8 @@ private:
     const char *D, *grad, *norms2, *dots;
   };
 
-  void part(Names names, py::handle D_, std::optional<View> &D, py::handle grad_, std::optional<View> &grad,
-            py::handle norms2_, std::optional<View> &norms2, py::handle dots_, std::optional<View> &dots,
-            AffineStats::Part &out) {
+  void part(Names names, Given D_, std::optional<View> &D, Given grad_, std::optional<View> &grad, Given norms2_,
+            std::optional<View> &norms2, Given dots_, std::optional<View> &dots, AffineStats::Part &out) {
     if (!grad_.is_none()) {
       grad.emplace(names.grad, grad_);
       expect_output(names.grad, *grad, sums, {args.features});
@@ -103,34 +107,9 @@ private:
 } // namespace
 
 void bind_affine_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
-  cpu.def("affine_stats",
-          [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight, py::handle D_bias,
-             py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2, py::handle bias_norms2,
-             py::handle weight_dots, py::handle bias_dots, bool channels_first) {
-            Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2,
-                      weight_dots, bias_dots, channels_first);
-            expect(call.b.device.type == dlpack::cpu, "b", "CPU memory", call.b);
-            py::gil_scoped_release free;
-            affine_stats_cpu(call.args);
-          });
+  Room<Call>::bind_cpu<affine_stats_cpu>(cpu);
 #if defined(GG_CUDA_affine_stats)
-  cuda.def("affine_stats",
-           [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight, py::handle D_bias,
-              py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2, py::handle bias_norms2,
-              py::handle weight_dots, py::handle bias_dots, bool channels_first, py::handle workspace) {
-             Call call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad, weight_norms2, bias_norms2,
-                       weight_dots, bias_dots, channels_first);
-             run_on_device("affine_stats", b, call.b, workspace, affine_stats_cuda_workspace(call.args),
-                           [&](void *scratch, void *stream) { return affine_stats_cuda(call.args, scratch, stream); });
-           });
-  cuda.def("affine_stats_workspace",
-           [](py::handle b, py::handle x, py::handle mean, py::handle rstd, py::handle D_weight, py::handle D_bias,
-              py::handle weight_grad, py::handle bias_grad, py::handle weight_norms2, py::handle bias_norms2,
-              py::handle weight_dots, py::handle bias_dots, bool channels_first) {
-             return affine_stats_cuda_workspace(Call(b, x, mean, rstd, D_weight, D_bias, weight_grad, bias_grad,
-                                                     weight_norms2, bias_norms2, weight_dots, bias_dots, channels_first)
-                                                    .args);
-           });
+  Room<Call>::bind_cuda<affine_stats_cuda, affine_stats_cuda_workspace>(cuda);
 #endif
 }
 

@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 
+// What libghostgram lends to the extension module, under the version node GHOSTGRAM_PRIVATE; all else in it is hidden.
+#define GG_LENT __attribute__((visibility("default")))
+
 namespace gg {
 
 enum class DType : uint8_t { f32, f64, bf16, f16, i32, i64, boolean };

@@ -1,40 +1,10 @@
 #include "core/cuda_workspace.h"
 
-#include <cuda_runtime_api.h>
-
 namespace gg {
-namespace {
 
-// Makes a device current, and the one before it when it dies. CUDA keeps the current device per thread.
-class CurrentDevice {
-public:
-  explicit CurrentDevice(int device) : status(cudaGetDevice(&before_)) {
-    changed_ = status == cudaSuccess && before_ != device;
-    if (changed_)
-      status = cudaSetDevice(device);
-  }
-  ~CurrentDevice() {
-    if (changed_)
-      cudaSetDevice(before_);
-  }
-  CurrentDevice(const CurrentDevice &) = delete;
-  CurrentDevice &operator=(const CurrentDevice &) = delete;
-
-  cudaError_t status;
-
-private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-
-} // namespace
-
-int cuda_device_count() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess)
-    return count;
-  cudaGetLastError(); // or the caller's next CUDA call would report ours
-  return 0;
+static void launched(const char *op, const char *failure) {
+  if (failure)
+    throw std::runtime_error(std::string(op) + ": " + failure);
 }
 
 void run_on_device(const char *op, py::handle a, const View &a_view, py::handle workspace, int64_t bytes,
@@ -52,16 +22,14 @@ void run_on_device(const char *op, py::handle a, const View &a_view, py::handle 
          scratch);
 
   void *stream = current_stream(a, a_view.device);
-  cudaError_t status;
-  {
-    py::gil_scoped_release free;
-    const CurrentDevice device(a_view.device.index);
-    status = device.status == cudaSuccess ? static_cast<cudaError_t>(launch(scratch.data, stream)) : device.status;
-    if (status != cudaSuccess)
-      cudaGetLastError(); // or the caller's next CUDA call would report it again
-  }
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(status));
+  py::gil_scoped_release free;
+  launched(op, cuda_failure(a_view.device.index, [&] { return launch(scratch.data, stream); }));
+}
+
+void run_on_stream(const char *op, const std::function<int()> &launch) { launched(op, cuda_failure(-1, launch)); }
+
+void fill_with_ones(void *data, int64_t bytes, void *stream) {
+  launched("fill", cuda_failure(-1, [&] { return cuda_fill(data, 0xff, bytes, stream); }));
 }
 
 } // namespace gg

@@ -1,13 +1,14 @@
 // Which instruction set this machine runs, and the choice among the per-ISA copies of a kernel.
 #pragma once
+#include "core/array.h"
 
 namespace gg {
 
 enum class Isa { baseline, avx2, avx512, avx512bf16 };
 
 // The best set that the processor has and the build contains; GHOSTGRAM_ISA=<one of them> lowers it.
-Isa isa();
-const char *isa_name();
+GG_LENT Isa isa();
+GG_LENT const char *isa_name();
 
 } // namespace gg
 

@@ -3,21 +3,35 @@
 // Tasks are claimed in any order by any thread; kernels make tasks from shapes alone and let each write its own
 // partial sums, so results do not depend on the number of threads. Workers spin for some microseconds after their last
 // task, then sleep: beside torch's own threads they cost nothing. A call from inside a task, or while another thread
-// holds the pool, runs serially on the caller. After fork() the child starts with fresh workers.
+// holds the pool, runs serially on the caller. What a task throws comes to the caller once no other task runs; those
+// not yet begun are dropped. After fork() the child starts with fresh workers.
 #pragma once
-#include <cstdint>
+#include "core/array.h"
 
 namespace gg {
 
 // Runs tasks on the threads of an OpenMP runtime that is already in the process (torch brings one), if there is one.
 // After each parallel region its threads spin for milliseconds: workers beside them would get half a core, but as part
 // of its team they are awake already. Says whether a runtime was found.
-bool borrow_openmp();
+GG_LENT bool borrow_openmp();
 
-int num_threads();
-void set_num_threads(int n); // counts the calling thread
+// What set_num_threads or GHOSTGRAM_NUM_THREADS said; else what the borrowed runtime would use, or the usable cores.
+GG_LENT int num_threads();
+GG_LENT void set_num_threads(int n); // counts the calling thread
 
-void parallel_run(int64_t tasks, void (*body)(void *context, int64_t task), void *context);
+GG_LENT void parallel_run(int64_t tasks, void (*body)(void *context, int64_t task), void *context);
+
+// While one lives, whatever its thread asks to be run in parallel runs on that thread alone.
+class GG_LENT Alone {
+public:
+  Alone();
+  ~Alone();
+  Alone(const Alone &) = delete;
+  Alone &operator=(const Alone &) = delete;
+
+private:
+  bool outer_;
+};
 
 template <class Body> inline void parallel_for(int64_t tasks, Body &&body) {
   parallel_run(tasks, [](void *context, int64_t task) { (*static_cast<Body *>(context))(task); }, &body);

@@ -90,9 +90,21 @@ constexpr const char *supported = "float32, float64, bfloat16, float16, int32, i
 
 } // namespace
 
-View::View(const char *name, py::handle object) : name_(name) {
-  if (!from_exchange_api(object) && !from_buffer(object))
-    from_protocol(object);
+size_t Given::size() const { return object_ ? py::len(object_) : count_; }
+
+Given Given::operator[](size_t i) const {
+  if (!object_)
+    return {arrays_ + i, 1};
+  if (!PyList_Check(object_.ptr()))
+    throw py::type_error(std::string("expected a list of arrays, got ") + Py_TYPE(object_.ptr())->tp_name);
+  return py::handle(PyList_GetItem(object_.ptr(), static_cast<Py_ssize_t>(i)));
+}
+
+View::View(const char *name, Given given) : name_(name), object_(given.object()) {
+  if (!object_)
+    static_cast<Memory &>(*this) = *given.memory();
+  else if (!from_exchange_api(object_) && !from_buffer(object_))
+    from_protocol(object_);
 }
 
 View::~View() {

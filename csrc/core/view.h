@@ -1,6 +1,6 @@
 // Borrowing arrays from Python: torch by the DLPack C exchange API, NumPy by the buffer protocol, everything else by
-// __dlpack__. The only header of core/ that knows Python. A View holds what it borrowed until it dies; create and
-// destroy it with the GIL held, read its fields without.
+// __dlpack__. A View holds what it borrowed until it dies; create and destroy it with the GIL held, read its fields
+// without. A View of XLA's memory (core/bind.h) needs no GIL at all.
 #pragma once
 #include "core/array.h"
 #include "core/dlpack.h"
@@ -12,18 +12,41 @@ namespace gg {
 
 namespace py = pybind11;
 
-struct View {
+struct Memory {
   void *data = nullptr;
   DType dtype{};
   int ndim = 0;
   int64_t shape[8]{}, stride[8]{}; // in elements
   dlpack::Device device{dlpack::cpu, 0};
   bool read_only = false;
+};
 
+// An argument of a room as it came in, from Python or from XLA: an array, a list of them, or nothing. Holds nothing.
+class Given {
+public:
+  Given(py::handle object) : object_(object) {}
+  Given(const Memory *arrays, size_t count) : arrays_(arrays), count_(count) {}
+
+  bool is_none() const { return object_ ? object_.is_none() : count_ == 0; }
+  size_t size() const; // of a list
+  Given operator[](size_t i) const;
+  py::handle object() const { return object_; } // null where it is not from Python
+  const Memory *memory() const { return arrays_; }
+
+private:
+  py::handle object_;
+  const Memory *arrays_ = nullptr;
+  size_t count_ = 0;
+};
+
+struct View : Memory {
   View(const View &) = delete;
   View &operator=(const View &) = delete;
-  View(const char *name, py::handle object);
+  View(const char *name, Given given);
   ~View();
+
+  const char *name() const { return name_; }
+  py::handle object() const { return object_; } // borrowed by this view; null where it is not from Python
 
   // Whether elements along the last axis are neighbours in memory; true where there is at most one.
   bool unit_inner_stride() const;
@@ -38,6 +61,7 @@ private:
   void take(const dlpack::Tensor &tensor);
 
   const char *name_;
+  py::handle object_;
   Py_buffer buffer_{};
   dlpack::Managed *managed_ = nullptr;
   dlpack::ManagedVersioned *versioned_ = nullptr;

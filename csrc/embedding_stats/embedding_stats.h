@@ -39,11 +39,15 @@ struct EmbeddingStats {
   }
 };
 
-void embedding_stats_cpu(const EmbeddingStats &);
+GG_LENT void embedding_stats_cpu(const EmbeddingStats &);
+
+// Where the first id is that no table has, as i * T + t; -1 if there is none. One pass over ids, before any is used as
+// an address: 8 bytes for every row of b.
+GG_LENT int64_t embedding_stats_bad_id(const EmbeddingStats &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that embedding_stats_cuda_workspace asks for. Returns a cudaError_t.
-int64_t embedding_stats_cuda_workspace(const EmbeddingStats &);
-int embedding_stats_cuda(const EmbeddingStats &, void *workspace, void *stream);
+GG_LENT int64_t embedding_stats_cuda_workspace(const EmbeddingStats &);
+GG_LENT int embedding_stats_cuda(const EmbeddingStats &, void *workspace, void *stream);
 
 } // namespace gg

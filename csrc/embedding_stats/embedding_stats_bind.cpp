@@ -1,25 +1,25 @@
-#include "core/isa.h"
-#include "core/view.h"
+#include "core/bind.h"
 #include "embedding_stats/embedding_stats.h"
 
 #include <optional>
-#if defined(GG_CUDA_embedding_stats)
-#include "core/cuda_workspace.h"
-#endif
-
-GG_PER_ISA(embedding_stats, EmbeddingStats)
 
 namespace gg {
 namespace {
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  static constexpr const char *op = "embedding_stats";
+  static constexpr size_t arrays = 5;
+  using Options = std::tuple<int64_t>;
+  static bool per_sample(size_t argument, int) { return argument != 2; }
+
   View ids, b;
   std::optional<View> D, norms2, dots;
   EmbeddingStats args{};
 
-  Call(py::handle ids_, py::handle b_, py::handle D_, py::handle norms2_, py::handle dots_, int64_t padding_idx)
-      : ids("ids", ids_), b("b", b_) {
+  const View &place() const { return ids; }
+
+  Call(Given ids_, Given b_, Given D_, Given norms2_, Given dots_, int64_t padding_idx) : ids("ids", ids_), b("b", b_) {
     expect(ids.ndim == 2 && (ids.dtype == DType::i32 || ids.dtype == DType::i64), "ids", "int32 or int64 (B, T)", ids);
     expect(b.ndim == 3 && b.unit_inner_stride() && b.dtype < DType::i32, "b",
            "a floating (B, T, E) with inner stride 1", b);
@@ -53,42 +53,28 @@ struct Call {
                       {&b, D ? &*D : nullptr, norms2 ? &*norms2 : nullptr, dots ? &*dots : nullptr});
   }
 
-  // One pass over ids before any is used as an address: 8 bytes for every row of b.
-  void check_ids() const {
-    const int64_t distinct = args.id_sample == 0 && args.samples ? 1 : args.samples;
-    for (int64_t i = 0; i < distinct; ++i)
-      for (int64_t t = 0; t < args.tokens; ++t) {
-        const int64_t id = args.id(i, t);
-        if ((id < 0 || id >= args.rows) && (id != args.padding_idx || id < 0))
-          throw py::index_error("ids: expected 0 <= id" + (D ? " < " + std::to_string(args.rows) : "") + ", got " +
-                                std::to_string(id) + " at sample " + std::to_string(i) + ", token " +
-                                std::to_string(t));
-      }
+  void check_values() const {
+    const int64_t at = embedding_stats_bad_id(args);
+    if (at < 0)
+      return;
+    const int64_t i = at / args.tokens, t = at % args.tokens;
+    throw py::index_error("ids: expected 0 <= id" + (D ? " < " + std::to_string(args.rows) : "") + ", got " +
+                          std::to_string(args.id(i, t)) + " at sample " + std::to_string(i) + ", token " +
+                          std::to_string(t));
+  }
+
+  // In multiply-adds.
+  double work() const {
+    return (args.features * (2.0 + args.directions) + 8) * args.samples * args.tokens; // eight to chain a token
   }
 };
 
 } // namespace
 
 void bind_embedding_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
-  cpu.def("embedding_stats",
-          [](py::handle ids, py::handle b, py::handle D, py::handle norms2, py::handle dots, int64_t padding_idx) {
-            Call call(ids, b, D, norms2, dots, padding_idx);
-            expect(call.ids.device.type == dlpack::cpu, "ids", "CPU memory", call.ids);
-            call.check_ids();
-            py::gil_scoped_release free;
-            embedding_stats_cpu(call.args);
-          });
+  Room<Call>::bind_cpu<embedding_stats_cpu>(cpu);
 #if defined(GG_CUDA_embedding_stats)
-  cuda.def("embedding_stats", [](py::handle ids, py::handle b, py::handle D, py::handle norms2, py::handle dots,
-                                 int64_t padding_idx, py::handle workspace) {
-    Call call(ids, b, D, norms2, dots, padding_idx);
-    run_on_device("embedding_stats", ids, call.ids, workspace, embedding_stats_cuda_workspace(call.args),
-                  [&](void *scratch, void *stream) { return embedding_stats_cuda(call.args, scratch, stream); });
-  });
-  cuda.def("embedding_stats_workspace",
-           [](py::handle ids, py::handle b, py::handle D, py::handle norms2, py::handle dots, int64_t padding_idx) {
-             return embedding_stats_cuda_workspace(Call(ids, b, D, norms2, dots, padding_idx).args);
-           });
+  Room<Call>::bind_cuda<embedding_stats_cuda, embedding_stats_cuda_workspace>(cuda);
 #endif
 }
 

@@ -32,11 +32,11 @@ struct GradGram {
   int64_t out_row; // unused when `diagonal`: out is contiguous then
 };
 
-void grad_gram_cpu(const GradGram &);
+GG_LENT void grad_gram_cpu(const GradGram &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that grad_gram_cuda_workspace asks for. Returns a cudaError_t.
-int64_t grad_gram_cuda_workspace(const GradGram &);
-int grad_gram_cuda(const GradGram &, void *workspace, void *stream);
+GG_LENT int64_t grad_gram_cuda_workspace(const GradGram &);
+GG_LENT int grad_gram_cuda(const GradGram &, void *workspace, void *stream);
 
 } // namespace gg

@@ -1,13 +1,7 @@
-#include "core/isa.h"
-#include "core/view.h"
+#include "core/bind.h"
 #include "grad_gram/grad_gram.h"
 
 #include <optional>
-#if defined(GG_CUDA_grad_gram)
-#include "core/cuda_workspace.h"
-#endif
-
-GG_PER_ISA(grad_gram, GradGram)
 
 namespace gg {
 namespace {
@@ -18,13 +12,20 @@ GradGram::Side side_of(const View &a, const View &b) {
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  static constexpr const char *op = "grad_gram";
+  static constexpr size_t arrays = 5;
+  using Options = std::tuple<>;
+  static constexpr bool only_half_types = true;
+  static bool per_sample(size_t argument, int axes) { return argument < 2 || (argument == 4 && axes == 1); }
+
   View a, b;
   std::optional<View> a2, b2;
   View out;
   GradGram args{};
 
-  Call(py::handle a_, py::handle b_, py::handle a2_, py::handle b2_, py::handle out_)
-      : a("a", a_), b("b", b_), out("out", out_) {
+  const View &place() const { return a; }
+
+  Call(Given a_, Given b_, Given a2_, Given b2_, Given out_) : a("a", a_), b("b", b_), out("out", out_) {
     expect(a.ndim == 3 && a.unit_inner_stride(), "a", "(B, T, d) with inner stride 1", a);
     expect(b.ndim == 3 && b.unit_inner_stride(), "b", "(B, T, p) with inner stride 1", b);
     expect(b.shape[0] == a.shape[0] && b.shape[1] == a.shape[1], "b", "the samples and tokens of a", b);
@@ -54,30 +55,20 @@ struct Call {
         expect(v->dtype == a.dtype && v->device.type == out.device.type && v->device.index == out.device.index,
                "grad_gram", "inputs of one dtype, and all arrays on one device", *v);
   }
+
+  // In multiply-adds.
+  double work() const {
+    const double pairs = double(args.left.samples) * (args.diagonal ? 1 : args.right.samples);
+    return pairs * args.left.tokens * args.right.tokens * (args.d + args.p);
+  }
 };
 
 } // namespace
 
 void bind_grad_gram(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
-  cpu.def("grad_gram", [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out) {
-    Call call(a, b, a2, b2, out);
-    expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
-    py::gil_scoped_release free;
-    grad_gram_cpu(call.args);
-  });
+  Room<Call>::bind_cpu<grad_gram_cpu>(cpu);
 #if defined(GG_CUDA_grad_gram)
-  cuda.def("grad_gram",
-           [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out, py::handle workspace) {
-             Call call(a, b, a2, b2, out);
-             refuse_float64(call.args.dtype);
-             run_on_device("grad_gram", a, call.a, workspace, grad_gram_cuda_workspace(call.args),
-                           [&](void *scratch, void *stream) { return grad_gram_cuda(call.args, scratch, stream); });
-           });
-  cuda.def("grad_gram_workspace", [](py::handle a, py::handle b, py::handle a2, py::handle b2, py::handle out) {
-    Call call(a, b, a2, b2, out);
-    refuse_float64(call.args.dtype);
-    return grad_gram_cuda_workspace(call.args);
-  });
+  Room<Call>::bind_cuda<grad_gram_cuda, grad_gram_cuda_workspace>(cuda);
 #endif
 }
 

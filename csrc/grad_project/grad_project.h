@@ -51,11 +51,11 @@ struct GradProject {
   void *out; // contiguous
 };
 
-void grad_project_cpu(const GradProject &);
+GG_LENT void grad_project_cpu(const GradProject &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes, aligned to 16, that grad_project_cuda_workspace asks for. Returns a cudaError_t.
-int64_t grad_project_cuda_workspace(const GradProject &);
-int grad_project_cuda(const GradProject &, void *workspace, void *stream);
+GG_LENT int64_t grad_project_cuda_workspace(const GradProject &);
+GG_LENT int grad_project_cuda(const GradProject &, void *workspace, void *stream);
 
 } // namespace gg

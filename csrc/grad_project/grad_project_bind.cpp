@@ -1,13 +1,7 @@
-#include "core/isa.h"
-#include "core/view.h"
+#include "core/bind.h"
 #include "grad_project/grad_project.h"
 
 #include <optional>
-#if defined(GG_CUDA_grad_project)
-#include "core/cuda_workspace.h"
-#endif
-
-GG_PER_ISA(grad_project, GradProject)
 
 namespace gg {
 namespace {
@@ -32,13 +26,21 @@ bool contiguous(const View &view) {
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  static constexpr const char *op = "grad_project";
+  static constexpr size_t arrays = 5;
+  using Options = std::tuple<std::string, int64_t, uint64_t, uint32_t>;
+  static constexpr bool only_half_types = true;
+  static bool per_sample(size_t argument, int) { return argument < 2 || argument == 4; }
+
   View a, b;
   std::optional<View> P_out, P_in;
   View out;
   GradProject args{};
 
-  Call(py::handle a_, py::handle b_, py::handle P_out_, py::handle P_in_, py::handle out_, const std::string &kind,
-       int64_t nonzeros, uint64_t seed, uint32_t layer)
+  const View &place() const { return a; }
+
+  Call(Given a_, Given b_, Given P_out_, Given P_in_, Given out_, const std::string &kind, int64_t nonzeros,
+       uint64_t seed, uint32_t layer)
       : a("a", a_), b("b", b_), out("out", out_) {
     expect(a.ndim == 3 && a.unit_inner_stride(), "a", "(B, T, d) with inner stride 1", a);
     expect(b.ndim == 3 && b.unit_inner_stride(), "b", "(B, T, p) with inner stride 1", b);
@@ -68,7 +70,7 @@ struct Call {
     expect_one_device("grad_project", a, {&b, P_out ? &*P_out : nullptr, P_in ? &*P_in : nullptr, &out});
   }
 
-  void take(std::optional<View> &view, const char *name, py::handle object, int64_t k, int64_t n,
+  void take(std::optional<View> &view, const char *name, Given object, int64_t k, int64_t n,
             GradProject::Matrix &matrix) {
     if (object.is_none())
       return;
@@ -79,33 +81,24 @@ struct Call {
            "the dtype of a, or of its sums", *view);
     matrix = {view->data, view->dtype, view->stride[0]};
   }
+
+  // In multiply-adds.
+  double work() const {
+    if (args.kind == GradProject::Kind::sparse) // a hash takes about 20
+      return double(args.d) * args.p * (args.samples * (args.tokens + double(args.nonzeros)) + 20.0 * args.nonzeros);
+    const double outer = double(args.k_out) * args.k_in,
+                 matrices = double(args.k_out) * args.p + double(args.k_in) * args.d;
+    const double drawn = args.P_out.data && args.P_in.data ? 1 : 20; // an element of a random matrix
+    return args.samples * args.tokens * (matrices + outer) + drawn * matrices;
+  }
 };
 
 } // namespace
 
 void bind_grad_project(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
-  cpu.def("grad_project", [](py::handle a, py::handle b, py::handle P_out, py::handle P_in, py::handle out,
-                             const std::string &kind, int64_t nonzeros, uint64_t seed, uint32_t layer) {
-    Call call(a, b, P_out, P_in, out, kind, nonzeros, seed, layer);
-    expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
-    py::gil_scoped_release free;
-    grad_project_cpu(call.args);
-  });
+  Room<Call>::bind_cpu<grad_project_cpu>(cpu);
 #if defined(GG_CUDA_grad_project)
-  cuda.def("grad_project",
-           [](py::handle a, py::handle b, py::handle P_out, py::handle P_in, py::handle out, const std::string &kind,
-              int64_t nonzeros, uint64_t seed, uint32_t layer, py::handle workspace) {
-             Call call(a, b, P_out, P_in, out, kind, nonzeros, seed, layer);
-             refuse_float64(call.args.dtype);
-             run_on_device("grad_project", a, call.a, workspace, grad_project_cuda_workspace(call.args),
-                           [&](void *scratch, void *stream) { return grad_project_cuda(call.args, scratch, stream); });
-           });
-  cuda.def("grad_project_workspace", [](py::handle a, py::handle b, py::handle P_out, py::handle P_in, py::handle out,
-                                        const std::string &kind, int64_t nonzeros, uint64_t seed, uint32_t layer) {
-    Call call(a, b, P_out, P_in, out, kind, nonzeros, seed, layer);
-    refuse_float64(call.args.dtype);
-    return grad_project_cuda_workspace(call.args);
-  });
+  Room<Call>::bind_cuda<grad_project_cuda, grad_project_cuda_workspace>(cuda);
 #endif
 }
 

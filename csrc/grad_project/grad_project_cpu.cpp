@@ -199,6 +199,9 @@ private:
       const int64_t cols = least(block_cols, side.n - col);
       for (int64_t t = 0; t < tokens; ++t)
         copy_padded(token(side, first + t) + col, block + t * block_row, cols, cols);
+      // Tiles run past the last token: what an earlier call left there may be denormal, and cost ten times the rest.
+      for (int64_t t = tokens; t < group_tokens; ++t)
+        std::memset(block + t * block_row, 0, sizeof(Acc) * cols);
       for (int64_t row = 0; row < side.padded_k; row += panel_rows) {
         const Acc *panel = side.panels + row * side.n + col * width(side, row);
         Acc *to = side.projected + first * side.padded_k + row;

@@ -33,11 +33,11 @@ struct GradStats {
   void *dots;   // null when directions == 0; contiguous
 };
 
-void grad_stats_cpu(const GradStats &);
+GG_LENT void grad_stats_cpu(const GradStats &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that grad_stats_cuda_workspace asks for. Returns a cudaError_t.
-int64_t grad_stats_cuda_workspace(const GradStats &);
-int grad_stats_cuda(const GradStats &, void *workspace, void *stream);
+GG_LENT int64_t grad_stats_cuda_workspace(const GradStats &);
+GG_LENT int grad_stats_cuda(const GradStats &, void *workspace, void *stream);
 
 } // namespace gg

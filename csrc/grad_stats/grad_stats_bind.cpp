@@ -1,25 +1,26 @@
-#include "core/isa.h"
-#include "core/view.h"
+#include "core/bind.h"
 #include "grad_stats/grad_stats.h"
 
 #include <optional>
-#if defined(GG_CUDA_grad_stats)
-#include "core/cuda_workspace.h"
-#endif
-
-GG_PER_ISA(grad_stats, GradStats)
 
 namespace gg {
 namespace {
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  static constexpr const char *op = "grad_stats";
+  static constexpr size_t arrays = 6;
+  using Options = std::tuple<bool>;
+  static constexpr bool only_half_types = true;
+  static bool per_sample(size_t argument, int) { return argument < 2 || argument > 3; }
+
   View a, b;
   std::optional<View> D, weight_grad, norms2, dots;
   GradStats args{};
 
-  Call(py::handle a_, py::handle b_, py::handle D_, py::handle weight_grad_, py::handle norms2_, py::handle dots_,
-       bool accumulate)
+  const View &place() const { return a; }
+
+  Call(Given a_, Given b_, Given D_, Given weight_grad_, Given norms2_, Given dots_, bool accumulate)
       : a("a", a_), b("b", b_) {
     expect(a.ndim == 3 && a.unit_inner_stride(), "a", "(B, T, d) with inner stride 1", a);
     expect(b.ndim == 3 && b.unit_inner_stride(), "b", "(B, T, p) with inner stride 1", b);
@@ -60,32 +61,17 @@ struct Call {
                       {&b, D ? &*D : nullptr, weight_grad ? &*weight_grad : nullptr, norms2 ? &*norms2 : nullptr,
                        dots ? &*dots : nullptr});
   }
+
+  // In multiply-adds.
+  double work() const { return (args.tokens + 1.0 + args.directions) * args.samples * args.d * args.p; }
 };
 
 } // namespace
 
 void bind_grad_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
-  cpu.def("grad_stats", [](py::handle a, py::handle b, py::handle D, py::handle weight_grad, py::handle norms2,
-                           py::handle dots, bool accumulate) {
-    Call call(a, b, D, weight_grad, norms2, dots, accumulate);
-    expect(call.a.device.type == dlpack::cpu, "a", "CPU memory", call.a);
-    py::gil_scoped_release free;
-    grad_stats_cpu(call.args);
-  });
+  Room<Call>::bind_cpu<grad_stats_cpu>(cpu);
 #if defined(GG_CUDA_grad_stats)
-  cuda.def("grad_stats", [](py::handle a, py::handle b, py::handle D, py::handle weight_grad, py::handle norms2,
-                            py::handle dots, bool accumulate, py::handle workspace) {
-    Call call(a, b, D, weight_grad, norms2, dots, accumulate);
-    refuse_float64(call.args.dtype);
-    run_on_device("grad_stats", a, call.a, workspace, grad_stats_cuda_workspace(call.args),
-                  [&](void *scratch, void *stream) { return grad_stats_cuda(call.args, scratch, stream); });
-  });
-  cuda.def("grad_stats_workspace", [](py::handle a, py::handle b, py::handle D, py::handle weight_grad,
-                                      py::handle norms2, py::handle dots, bool accumulate) {
-    Call call(a, b, D, weight_grad, norms2, dots, accumulate);
-    refuse_float64(call.args.dtype);
-    return grad_stats_cuda_workspace(call.args);
-  });
+  Room<Call>::bind_cuda<grad_stats_cuda, grad_stats_cuda_workspace>(cuda);
 #endif
 }
 

@@ -54,11 +54,11 @@ struct GumbelTopK {
   GumbelTopKFault *fault;
 };
 
-void gumbel_topk_cpu(const GumbelTopK &);
+GG_LENT void gumbel_topk_cpu(const GumbelTopK &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that gumbel_topk_cuda_workspace asks for. Returns a cudaError_t.
-int64_t gumbel_topk_cuda_workspace(const GumbelTopK &);
-int gumbel_topk_cuda(const GumbelTopK &, void *workspace, void *stream);
+GG_LENT int64_t gumbel_topk_cuda_workspace(const GumbelTopK &);
+GG_LENT int gumbel_topk_cuda(const GumbelTopK &, void *workspace, void *stream);
 
 } // namespace gg

@@ -1,13 +1,7 @@
-#include "core/isa.h"
-#include "core/view.h"
+#include "core/bind.h"
 #include "gumbel_topk/gumbel_topk.h"
 
 #include <optional>
-#if defined(GG_CUDA_gumbel_topk)
-#include "core/cuda_workspace.h"
-#endif
-
-GG_PER_ISA(gumbel_topk, GumbelTopK)
 
 namespace gg {
 namespace {
@@ -16,13 +10,18 @@ bool contiguous(const View &v, DType dtype) { return v.ndim == 1 && v.dtype == d
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  static constexpr const char *op = "gumbel_topk";
+  static constexpr size_t arrays = 7;
+  using Options = std::tuple<int64_t, int64_t, double, bool, bool>;
+
   View scores, keys, picks, held, threshold, fault;
   std::optional<View> ids;
   GumbelTopK args{};
 
-  Call(py::handle scores_, py::handle ids_, py::handle keys_, py::handle picks_, py::handle held_,
-       py::handle threshold_, py::handle fault_, int64_t k, int64_t seed, double temperature, bool by_position,
-       bool finish)
+  const View &place() const { return scores; }
+
+  Call(Given scores_, Given ids_, Given keys_, Given picks_, Given held_, Given threshold_, Given fault_, int64_t k,
+       int64_t seed, double temperature, bool by_position, bool finish)
       : scores("scores", scores_), keys("keys", keys_), picks("picks", picks_), held("held", held_),
         threshold("threshold", threshold_), fault("fault", fault_) {
     expect(scores.ndim == 1 && scores.dtype < DType::i32 && scores.unit_inner_stride(), "scores",
@@ -52,7 +51,7 @@ struct Call {
       throw py::value_error("temperature: expected 0, or from 1e-300 to 1e300, got " + std::to_string(temperature));
   }
 
-  void check_room() const {
+  void check_values() const {
     const bool all_fit = args.count <= args.capacity - *args.held;
     if (*args.held < 0 || *args.held > args.capacity || (!all_fit && args.k > args.capacity - GumbelTopK::least_spare))
       throw py::value_error("keys: expected room for all documents or for k + " +
@@ -62,34 +61,31 @@ struct Call {
       throw py::value_error("held: expected 0 where documents are picked by position, got " +
                             std::to_string(*args.held));
   }
+
+  void check_results() const {
+    const GumbelTopKFault &fault_ = *args.fault;
+    if (fault_.nan_at >= 0)
+      throw py::value_error("scores: expected numbers, got NaN at index " + std::to_string(fault_.nan_at));
+    if (fault_.two_scores)
+      throw py::value_error("ids: expected one score for each id, got two for id " +
+                            std::to_string(static_cast<int64_t>(fault_.two_scores_id)));
+    if (const int64_t wanted = least(args.k, args.count); args.finish && *args.held < wanted)
+      throw py::value_error("ids: expected at least " + std::to_string(wanted) + " different ones, got " +
+                            std::to_string(*args.held));
+  }
+
+  // In multiply-adds.
+  double work() const {
+    return 20.0 * (args.count + *args.held); // of noise, or to sort what is held
+  }
 };
 
 } // namespace
 
 void bind_gumbel_topk(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
-  cpu.def("gumbel_topk", [](py::handle scores, py::handle ids, py::handle keys, py::handle picks, py::handle held,
-                            py::handle threshold, py::handle fault, int64_t k, int64_t seed, double temperature,
-                            bool by_position, bool finish) {
-    const Call call(scores, ids, keys, picks, held, threshold, fault, k, seed, temperature, by_position, finish);
-    expect(call.scores.device.type == dlpack::cpu, "scores", "CPU memory", call.scores);
-    call.check_room();
-    py::gil_scoped_release free;
-    gumbel_topk_cpu(call.args);
-  });
+  Room<Call>::bind_cpu<gumbel_topk_cpu>(cpu);
 #if defined(GG_CUDA_gumbel_topk)
-  cuda.def("gumbel_topk", [](py::handle scores, py::handle ids, py::handle keys, py::handle picks, py::handle held,
-                             py::handle threshold, py::handle fault, int64_t k, int64_t seed, double temperature,
-                             bool by_position, bool finish, py::handle workspace) {
-    const Call call(scores, ids, keys, picks, held, threshold, fault, k, seed, temperature, by_position, finish);
-    run_on_device("gumbel_topk", scores, call.scores, workspace, gumbel_topk_cuda_workspace(call.args),
-                  [&](void *scratch, void *stream) { return gumbel_topk_cuda(call.args, scratch, stream); });
-  });
-  cuda.def("gumbel_topk_workspace", [](py::handle scores, py::handle ids, py::handle keys, py::handle picks,
-                                       py::handle held, py::handle threshold, py::handle fault, int64_t k, int64_t seed,
-                                       double temperature, bool by_position, bool finish) {
-    const Call call(scores, ids, keys, picks, held, threshold, fault, k, seed, temperature, by_position, finish);
-    return gumbel_topk_cuda_workspace(call.args);
-  });
+  Room<Call>::bind_cuda<gumbel_topk_cuda, gumbel_topk_cuda_workspace>(cuda);
 #endif
 }
 

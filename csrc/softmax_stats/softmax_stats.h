@@ -35,7 +35,7 @@ struct SoftmaxStats {
   const void *labels; // inner stride 1 where they are distributions
   int64_t label_sample, label_token;
 
-  void *loss, *el2n, *entropy, *max_probability; // contiguous
+  void *loss, *el2n, *entropy, *max_probability; // contiguous; null: not wanted
   int64_t *bad_row;                              // i * T + t; lies where the kernel runs, like all of these
 
   constexpr int64_t class_number(int64_t i, int64_t t) const {
@@ -45,11 +45,11 @@ struct SoftmaxStats {
   }
 };
 
-void softmax_stats_cpu(const SoftmaxStats &);
+GG_LENT void softmax_stats_cpu(const SoftmaxStats &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that softmax_stats_cuda_workspace asks for. Returns a cudaError_t.
-int64_t softmax_stats_cuda_workspace(const SoftmaxStats &);
-int softmax_stats_cuda(const SoftmaxStats &, void *workspace, void *stream);
+GG_LENT int64_t softmax_stats_cuda_workspace(const SoftmaxStats &);
+GG_LENT int softmax_stats_cuda(const SoftmaxStats &, void *workspace, void *stream);
 
 } // namespace gg

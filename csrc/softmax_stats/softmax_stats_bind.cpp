@@ -1,23 +1,23 @@
-#include "core/isa.h"
-#include "core/view.h"
+#include "core/bind.h"
 #include "softmax_stats/softmax_stats.h"
-
-#if defined(GG_CUDA_softmax_stats)
-#include "core/cuda_workspace.h"
-#endif
-
-GG_PER_ISA(softmax_stats, SoftmaxStats)
 
 namespace gg {
 namespace {
 
 // Everything the kernel relies on for memory safety; the front door has already said it more kindly.
 struct Call {
+  static constexpr const char *op = "softmax_stats";
+  static constexpr size_t arrays = 7;
+  using Options = std::tuple<int64_t>;
+  static bool per_sample(size_t argument, int) { return argument < 6; }
+
   View logits, labels, loss, el2n, entropy, max_probability, bad_row;
   SoftmaxStats args{};
 
-  Call(py::handle logits_, py::handle labels_, py::handle loss_, py::handle el2n_, py::handle entropy_,
-       py::handle max_probability_, py::handle bad_row_, int64_t ignore_index)
+  const View &place() const { return logits; }
+
+  Call(Given logits_, Given labels_, Given loss_, Given el2n_, Given entropy_, Given max_probability_, Given bad_row_,
+       int64_t ignore_index)
       : logits("logits", logits_), labels("labels", labels_), loss("loss", loss_), el2n("el2n", el2n_),
         entropy("entropy", entropy_), max_probability("max_probability", max_probability_),
         bad_row("bad_row", bad_row_) {
@@ -45,6 +45,22 @@ struct Call {
     expect_one_device("softmax_stats", logits, {&labels, &loss, &el2n, &entropy, &max_probability, &bad_row});
   }
 
+  void check_results() const {
+    if (*args.bad_row < 0 || args.label_dtype < DType::i32)
+      return;
+    const int64_t at = *args.bad_row / args.tokens * args.label_sample + *args.bad_row % args.tokens * args.label_token;
+    const int64_t got = args.label_dtype == DType::i32 ? static_cast<const int32_t *>(args.labels)[at]
+                                                       : static_cast<const int64_t *>(args.labels)[at];
+    throw py::index_error("labels: expected 0 <= label < " + std::to_string(args.classes) + " or ignore_index " +
+                          std::to_string(args.ignore_index) + ", got " + std::to_string(got) + " at row " +
+                          std::to_string(*args.bad_row));
+  }
+
+  // In multiply-adds.
+  double work() const {
+    return 12.0 * args.samples * args.tokens * args.classes; // most of them for the exponential
+  }
+
 private:
   void output(const char *name, const View &view, DType dtype, void *&data) const {
     expect_output(name, view, dtype, {args.samples, args.tokens});
@@ -56,28 +72,9 @@ private:
 } // namespace
 
 void bind_softmax_stats(py::module_ &cpu, [[maybe_unused]] py::module_ &cuda) {
-  cpu.def("softmax_stats",
-          [](py::handle logits, py::handle labels, py::handle loss, py::handle el2n, py::handle entropy,
-             py::handle max_probability, py::handle bad_row, int64_t ignore_index) {
-            Call call(logits, labels, loss, el2n, entropy, max_probability, bad_row, ignore_index);
-            expect(call.logits.device.type == dlpack::cpu, "logits", "CPU memory", call.logits);
-            py::gil_scoped_release free;
-            softmax_stats_cpu(call.args);
-          });
+  Room<Call>::bind_cpu<softmax_stats_cpu>(cpu);
 #if defined(GG_CUDA_softmax_stats)
-  cuda.def("softmax_stats",
-           [](py::handle logits, py::handle labels, py::handle loss, py::handle el2n, py::handle entropy,
-              py::handle max_probability, py::handle bad_row, int64_t ignore_index, py::handle workspace) {
-             Call call(logits, labels, loss, el2n, entropy, max_probability, bad_row, ignore_index);
-             run_on_device("softmax_stats", logits, call.logits, workspace, softmax_stats_cuda_workspace(call.args),
-                           [&](void *scratch, void *stream) { return softmax_stats_cuda(call.args, scratch, stream); });
-           });
-  cuda.def("softmax_stats_workspace",
-           [](py::handle logits, py::handle labels, py::handle loss, py::handle el2n, py::handle entropy,
-              py::handle max_probability, py::handle bad_row, int64_t ignore_index) {
-             return softmax_stats_cuda_workspace(
-                 Call(logits, labels, loss, el2n, entropy, max_probability, bad_row, ignore_index).args);
-           });
+  Room<Call>::bind_cuda<softmax_stats_cuda, softmax_stats_cuda_workspace>(cuda);
 #endif
 }
 

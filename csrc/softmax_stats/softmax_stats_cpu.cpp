@@ -389,10 +389,11 @@ private:
   }
 
   void write(int64_t row, double loss, double el2n, double entropy, double max_probability) const {
-    static_cast<Acc *>(s.loss)[row] = Acc(loss);
-    static_cast<Acc *>(s.el2n)[row] = Acc(el2n);
-    static_cast<Acc *>(s.entropy)[row] = Acc(entropy);
-    static_cast<Acc *>(s.max_probability)[row] = Acc(max_probability);
+    const auto put = [row](void *to, double value) {
+      if (to)
+        static_cast<Acc *>(to)[row] = Acc(value);
+    };
+    put(s.loss, loss), put(s.el2n, el2n), put(s.entropy, entropy), put(s.max_probability, max_probability);
   }
 
   const SoftmaxStats &s;

@@ -368,13 +368,14 @@ __global__ void __launch_bounds__(threads)
   const int64_t row = thread / lanes;
   if (row >= plan.rows)
     return;
+  const auto put = [&](void *to, double value) {
+    if (to)
+      static_cast<Acc *>(to)[row] = Acc(value);
+  };
   const auto write = [&](double loss, double el2n, double entropy, double max_probability) {
     if (lane != 0)
       return;
-    static_cast<Acc *>(s.loss)[row] = Acc(loss);
-    static_cast<Acc *>(s.el2n)[row] = Acc(el2n);
-    static_cast<Acc *>(s.entropy)[row] = Acc(entropy);
-    static_cast<Acc *>(s.max_probability)[row] = Acc(max_probability);
+    put(s.loss, loss), put(s.el2n, el2n), put(s.entropy, entropy), put(s.max_probability, max_probability);
   };
   if (!wants(s, row)) {
     if (s.class_number(row / s.tokens, row % s.tokens) == s.ignore_index)

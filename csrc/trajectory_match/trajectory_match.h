@@ -11,7 +11,7 @@
 // Differences and gradients are computed in float32 (float64 for f64), sums in float64, in an order that depends on
 // the sizes alone: the same bits for any number of threads. loss is float32 (float64 for f64), and so are gradients
 // that come with it; gradients alone have the dtype of the tensors, as autograd wants them. For these `start` is null,
-// D is read from totals, and neither loss nor totals are written. Where `target` is null it is 0. Gradients are written
+// D is read from totals, and neither loss nor totals are written; a `target` that is null is 0. Gradients are written
 // only where totals are usable. Sizes of 0 are legal. Outputs must not overlap inputs. All but the table of tensors
 // lies where the kernel runs: on a GPU, D and g never come to the host.
 #pragma once
@@ -47,12 +47,12 @@ struct TrajectoryMatch {
   Totals *totals;
 };
 
-void trajectory_match_cpu(const TrajectoryMatch &);
+GG_LENT void trajectory_match_cpu(const TrajectoryMatch &);
 
 // The CUDA launcher allocates nothing and does not synchronise: it runs on `stream`, on the current device, inside
 // `workspace` bytes that trajectory_match_cuda_workspace asks for. The table of tensors is read before it returns.
 // Returns a cudaError_t.
-int64_t trajectory_match_cuda_workspace(const TrajectoryMatch &);
-int trajectory_match_cuda(const TrajectoryMatch &, void *workspace, void *stream);
+GG_LENT int64_t trajectory_match_cuda_workspace(const TrajectoryMatch &);
+GG_LENT int trajectory_match_cuda(const TrajectoryMatch &, void *workspace, void *stream);
 
 } // namespace gg

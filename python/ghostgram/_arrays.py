@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from ghostgram import _xla
+
 Array = Any
 """A torch, NumPy, JAX or CuPy array."""
 
 _HALVES = ("bfloat16", "float16")
+_NAMES: dict[Any, str] = {}
+"""Dtypes met so far: to spell one out takes longer than a small kernel."""
+
+
+def traced() -> bool:
+    """Whether torch.compile is tracing the caller, and so must not be shown a cache."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
 
 
 def is_torch(x: Array) -> bool:
@@ -27,9 +37,7 @@ def framework(x: Array, name: str) -> str:
     if isinstance(x, np.ndarray):
         return "numpy"
     root = type(x).__module__.partition(".")[0]
-    if root in ("jax", "jaxlib"):
-        if isinstance(x, sys.modules["jax"].core.Tracer):
-            raise TypeError(f"{name}: expected a concrete array, got a JAX tracer; call ghostgram outside jit and vmap")
+    if root in ("jax", "jaxlib") or isinstance(x, _xla.Traced):
         return "jax"
     if root == "cupy":
         return "cupy"
@@ -57,7 +65,17 @@ def same_framework(**arrays: Array | None) -> str:
 
 def dtype_name(x: Array) -> str:
     """Such as "float32" or "bfloat16": the same words for every framework."""
-    return str(x.dtype).removeprefix("torch.")
+    return _name(x.dtype)
+
+
+def _name(dtype: Any) -> str:
+    name = _NAMES.get(dtype)
+    if name is None:
+        _NAMES[dtype] = name = str(dtype).removeprefix("torch.")
+    return name
+
+
+_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see `_dispatch.constant`: no guard on what was met
 
 
 def sum_dtype(x: Array) -> str:
@@ -68,32 +86,53 @@ def sum_dtype(x: Array) -> str:
 def device_type(x: Array) -> str:
     """Such as "cpu" or "cuda"."""
     if is_torch(x):
-        return str(x.device.type)
+        return "cpu" if x.is_cpu else str(x.device.type)
+    if isinstance(x, np.ndarray):
+        return "cpu"
     kind = framework(x, "array")
     if kind == "jax":
-        platform = next(iter(x.devices())).platform
-        return "cuda" if platform == "gpu" else str(platform)
+        platform = _xla.platform(x)
+        return "cuda" if platform == "gpu" else platform
     return "cuda" if kind == "cupy" else "cpu"
 
 
 def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """An output beside `like`: same framework and device. JAX arrays are immutable, so theirs is a NumPy one."""
+    """An output beside `like`: same framework and device. JAX arrays are immutable, so theirs is a NumPy one.
+
+    Where XLA makes the outputs, it is a stand-in for one.
+    """
     if is_torch(like):
-        return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))
-    kind = framework(like, "array")
-    if kind == "jax" and device_type(like) != "cpu":
-        raise TypeError("array: JAX arrays on a GPU are not supported yet; expected a CPU array")
-    if kind == "cupy":
+        torch_dtype = getattr(sys.modules["torch"], dtype)
+        if shape and like.dtype == torch_dtype:
+            return like.new_empty(*shape)  # in two thirds of the time that a tuple and a dtype take to be understood
+        return like.new_empty(shape, dtype=torch_dtype)
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, dtype)
+    if isinstance(like, _xla.Traced):
+        return _xla.Traced(shape, dtype)
+    if framework(like, "array") == "cupy":
         with like.device:  # or it would lie on the current one
             return sys.modules["cupy"].empty(shape, dtype)
     return np.empty(shape, dtype)
 
 
-def returned(result: Any, like: Array) -> Array:
-    """A finished output, or a list of them, in the caller's type: only JAX differs from what `empty` gave."""
-    if isinstance(result, list):
-        return [returned(x, like) for x in result]
-    return sys.modules["jax"].numpy.asarray(result) if framework(like, "array") == "jax" else result
+def returned(result: Any) -> Any:
+    """Finished outputs for a caller with JAX arrays; for all others they are what `empty` gave."""
+    if isinstance(result, (list, tuple)):
+        return type(result)(map(returned, result))
+    return sys.modules["jax"].numpy.asarray(result)
+
+
+def known(x: Array) -> bool:
+    """Whether an output's numbers can be asked for. If not, XLA's handler raises what is to be raised."""
+    return not isinstance(x, _xla.Traced)
+
+
+def sums(like: Array, *shape: int) -> Array:
+    """An output beside `like` for sums over it."""
+    if is_torch(like) and shape and dtype_name(like) in ("float32", "float64"):
+        return like.new_empty(*shape)
+    return empty(like, shape, sum_dtype(like))
 
 
 def concatenate(parts: list[Array], axis: int) -> Array:
@@ -114,6 +153,10 @@ def roots(squares: Array) -> Array:
     """Square roots, in place; rounding may have left a square that should be 0 a little below it."""
     if is_torch(squares):
         return squares.clamp_(0).sqrt_()
+    if isinstance(squares, _xla.Traced):
+        numpy = sys.modules["jax"].numpy
+        squares.value = numpy.sqrt(numpy.maximum(squares.value, 0))
+        return squares
     squares.clip(0, out=squares)
     squares **= 0.5
     return squares
@@ -152,11 +195,21 @@ def unit_inner_stride(x: Array) -> Array:
         x = x.resolve_neg()  # a lazily negated view: its memory has the other sign
         return x if x.stride(-1) == 1 or x.shape[-1] <= 1 or not x.numel() else x.contiguous()
     if isinstance(x, np.ndarray):
+        flags = x.flags
+        if flags.c_contiguous and flags.aligned:
+            return x
         if x.size == 0 or (x.strides[-1] == x.itemsize and all(s % x.itemsize == 0 for s in x.strides)):
             return x if x.flags.aligned else x.copy()
         return np.ascontiguousarray(x)
     kernels_can_read = framework(x, "array") != "cupy" or not x.size or x.strides[-1:] == (x.itemsize,)
     return x if kernels_can_read else _cupy_copy(x)
+
+
+def readable(*arrays: Array | None) -> list[Array | None]:
+    """Every array as `unit_inner_stride` gives it; absent ones stay absent."""
+    if is_torch(arrays[0]):  # most are contiguous, and a call costs as much as to see it
+        return [x if x is None or (x.is_contiguous() and not x.is_neg()) else unit_inner_stride(x) for x in arrays]
+    return [x if x is None else unit_inner_stride(x) for x in arrays]
 
 
 def contiguous(x: Array) -> Array:
@@ -207,6 +260,8 @@ def ids_64(ids: Array, name: str) -> Array:
         int64 = sys.modules["torch"].int64
         return unit_inner_stride(ids.to(int64) if dtype_name(ids) == "int32" else ids.view(int64))
     if framework(ids, name) == "jax":  # whose own int64 exists only where it is enabled
+        if _xla.traced(ids):
+            return _xla.converted(ids, "int64") if dtype_name(ids) == "int32" else ids.view("int64")
         ids = np.asarray(ids)
     return unit_inner_stride(ids.astype("int64") if dtype_name(ids) == "int32" else ids.view("int64"))
 
@@ -232,6 +287,13 @@ def to_numpy(x: Array) -> Any:
     if is_torch(x):
         return x.cpu().numpy()
     return x.get() if framework(x, "array") == "cupy" else np.asarray(x)
+
+
+def jax_numbers(x: Array, name: str) -> Any:
+    """A JAX array in NumPy, for what needs its numbers now: on the CPU a view."""
+    if isinstance(x, sys.modules["jax"].core.Tracer):
+        raise TypeError(f"{name}: expected an array with numbers, got a traced one: a stream cannot run inside jax.jit")
+    return np.asarray(x)
 
 
 def in_framework(x: Array, kind: str) -> Array:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ghostgram import _arrays
+import numpy as np
+
+from ghostgram import _arrays, _xla
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 
@@ -136,12 +138,30 @@ def choose(op: str, backend: str, device: str) -> str:
 
 def run(op: str, backend: str, *args: Any) -> None:
     """Runs `op` on (*inputs, *outputs, *options); `backend` may be "auto"."""
-    name = choose(op, backend, _arrays.device_type(_arrays.first(args[0])))
-    _runner(op, name)(*args)
+    like = args[0]
+    if isinstance(like, np.ndarray):
+        return _runner(op, backend, "cpu")(*args)
+    like = _arrays.first(like)
+    if isinstance(like, _xla.Traced):
+        return _xla.run(op, _compiled(op, backend), args, OPS[op].inputs, OPS[op].outputs)
+    _runner(op, backend, _arrays.device_type(like))(*args)
 
 
 @cache
-def _runner(op: str, backend: str) -> Callable[..., None]:
+def _compiled(op: str, backend: str) -> tuple[str, ...]:
+    """The backends that XLA may call for `op`; with "auto" it takes the one for the device that it compiles for."""
+    if backend in ("reference", "triton"):
+        raise RuntimeError(f"{op}: backend {backend!r} cannot run inside jax.jit, nor on JAX arrays of a GPU")
+    names = ("cpu", "cuda") if backend == "auto" else (backend,)
+    found = tuple(name for name in names if why_not(op, name) is None)
+    if not found:
+        raise RuntimeError(f"{op}: backend {backend!r} is not available: {why_not(op, backend)}")
+    return found
+
+
+@cache
+def _runner(op: str, backend: str, device: str) -> Callable[..., None]:
+    backend = choose(op, backend, device)
     if backend == "cpu":
         return getattr(_extension().cpu, op)  # type: ignore[no-any-return]
     if backend == "triton":

@@ -1,5 +1,6 @@
 // Drives the thread pool as kernels do, and worse: many small jobs, changing thread counts, nesting, several callers at
-// once. Exits with 1 if any task was lost, repeated or misplaced; built with -fsanitize=thread it also finds races.
+// once, tasks that throw. Exits with 1 if any task was lost, repeated or misplaced, or an exception; built with
+// -fsanitize=thread it also finds races.
 #include "core/parallel.h"
 #include <cstdio>
 #include <thread>
@@ -20,6 +21,16 @@ long mistakes(int jobs) {
       wrong += out[i] != long(i * i + 3);
     if (job % 97 == 0)
       gg::set_num_threads(1 + job % 5);
+    if (job % 13 == 0) // two tasks throw, and one of the two comes to the caller
+      try {
+        gg::parallel_for(int64_t(out.size()), [&](int64_t i) {
+          if (i == job % 37 || i == job % 7)
+            throw job;
+        });
+        ++wrong;
+      } catch (int thrown) {
+        wrong += thrown != job;
+      }
   }
   return wrong;
 }

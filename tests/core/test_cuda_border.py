@@ -1,39 +1,17 @@
 """From arrays on a card to a launch: the caller's stream, the arrays' device, nothing left changed. Needs no card."""
 
-import importlib.util
-import shutil
-import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 
 import ghostgram as gg
 from ghostgram import _arrays
 
-ROOT = Path(__file__).parents[2]
 CPU, CUDA, MANAGED, ROCM = 1, 2, 13, 10
 ADDRESS = 4096
-
-
-@pytest.fixture(scope="module")
-def border(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    module = tmp_path_factory.mktemp("border") / "border.so"
-    sources = [ROOT / "tests/core/border/border.cpp", ROOT / "csrc/core/view.cpp"]
-    includes = [ROOT / "tests/core/border", ROOT / "csrc", sysconfig.get_path("include"), pybind11.get_include()]
-    flags = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", "-fvisibility=hidden", *(f"-I{path}" for path in includes)]
-    subprocess.run(["g++", *flags, *sources, "-o", module], check=True)
-    spec = importlib.util.spec_from_file_location("border", module)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 @pytest.fixture(autouse=True)

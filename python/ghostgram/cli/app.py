@@ -43,6 +43,30 @@ def doctor(
 
 
 @app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="An op, `step` for a whole training step, or `all` ops.")] = "all",
+    seconds: Annotated[float, typer.Option(min=0.001, help="How long each shape is timed, and each roof.")] = 0.5,
+    dtype: Annotated[
+        Literal["float32", "float64", "bfloat16", "float16"], typer.Option(help="Of the ops' inputs.")
+    ] = "float32",
+    layers: Annotated[int, typer.Option(min=1, max=4, help="Of the model that `step` trains.")] = 2,
+    width: Annotated[int, typer.Option(min=8, help="Of the model that `step` trains; a multiple of 4.")] = 256,
+    plot: Annotated[Path | None, typer.Option(help="Draws the ops under the roofs: a .png or .svg to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Times every op on every backend here, validated first, beside plain torch or NumPy and the machine's roofs.
+
+    Exits with 1 when a result exceeds its error bound.
+    """
+    from ghostgram.cli import bench_app
+
+    if what == "step":
+        bench_app.step(layers, width, seconds, as_json)
+    else:
+        bench_app.ops(what, dtype, seconds, plot, as_json)
+
+
+@app.command()
 def values(
     log: Annotated[Path, typer.Argument(help="The log folder of a run: InRunShapley(log=...).", metavar="LOG")],
     sources: Annotated[

@@ -27,7 +27,7 @@ class InRunShapleyCallback(TrainerCallback):  # type: ignore[misc]
     own: the callback only stands around each `training_step`. Values are those that `InRunShapley` gives in a plain
     loop over the same batches.
 
-    Example:
+    Examples:
         >>> shapley = InRunShapleyCallback(lambda model: model(**held_out).loss, log="values/")  # doctest: +SKIP
         >>> trainer = Trainer(model, args, train_dataset=dataset)  # each sample has an integer "id"
         >>> shapley.attach(trainer)
@@ -47,6 +47,9 @@ class InRunShapleyCallback(TrainerCallback):  # type: ignore[misc]
             language models. None: the Trainer's own loss, which is all that late="replay" needs.
         log: A folder for the step log and the ledger; None keeps them in memory.
         **settings: What else `InRunShapley` takes (order, v_state, exclude, ...), less `resume`.
+
+    Raises:
+        TypeError: `resume` is given: whether a run goes on is the Trainer's to say.
     """
 
     def __init__(

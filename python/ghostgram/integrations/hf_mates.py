@@ -21,7 +21,7 @@ class MatesCallback(TrainerCallback):  # type: ignore[misc]
     when one is due: the Trainer itself waits and knows nothing of it. With every checkpoint goes a file `mates.pt`, and
     `trainer.train(resume_from_checkpoint=...)` goes on from it with the next document.
 
-    Example:
+    Examples:
         >>> loop = StageLoop(PlanDataset(tokenize), pool, reference, task, "run/", every=1000,
         ...                  documents_per_step=64, docs=64_000)  # doctest: +SKIP
         >>> trainer = Trainer(model, args, train_dataset=loop.data, data_collator=collate)

@@ -21,7 +21,7 @@ class VelocituneCallback(TrainerCallback):  # type: ignore[misc]
     every checkpoint goes a file `mixture_state.json`, and `trainer.train(resume_from_checkpoint=True)` goes on from it
     with the next sample. The run ends at `max_steps`, or once the sampler's tokens are spent.
 
-    Example:
+    Examples:
         >>> sampler = gg.velocitune(domains, model, held_out, "targets.json", tokens=10**9, global_batch=64,
         ...                         accumulation=4, collate_fn=collate)  # doctest: +SKIP
         >>> trainer = Trainer(model, TrainingArguments("out", max_steps=1000, ignore_data_skip=True, ...))

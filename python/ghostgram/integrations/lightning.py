@@ -30,7 +30,7 @@ class InRunShapleyCallback(Callback):  # type: ignore[misc]
     state; `trainer.fit(..., ckpt_path=...)` goes on from it, with every sample of every step in the log exactly once.
     They can be taken after a step only, not between two microbatches of one.
 
-    Example:
+    Examples:
         >>> shapley = InRunShapleyCallback(lambda model: model.loss(held_out), log="values/")  # doctest: +SKIP
         >>> trainer = Trainer(callbacks=[shapley])  # a batch is a dict with integer ids under "id"
         >>> trainer.fit(model, loader)
@@ -45,6 +45,9 @@ class InRunShapleyCallback(Callback):  # type: ignore[misc]
             needs its loss, with `self.log` silenced.
         log: A folder for the step log and the ledger; None keeps them in memory.
         **settings: What else `InRunShapley` takes (order, v_state, exclude, ...), less `resume`.
+
+    Raises:
+        TypeError: `resume` is given: whether a run goes on is the Trainer's to say.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class MatesCallback(Callback):  # type: ignore[misc]
 
     Labels are taken of `LightningModule.forward`, or of what the task's `logits` calls.
 
-    Example:
+    Examples:
         >>> loop = StageLoop(PlanDataset(tokenize), pool, reference, task, "run/", every=1000,
         ...                  documents_per_step=64, docs=65_000)  # doctest: +SKIP
         >>> trainer = Trainer(callbacks=[MatesCallback(loop)], max_steps=10_000)

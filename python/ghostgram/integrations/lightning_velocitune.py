@@ -14,7 +14,7 @@ class VelocituneCallback(Callback):  # type: ignore[misc]
     `training_step` is given `MixtureBatch`es, whose `data` is what the sampler's `collate_fn` made. After every global
     batch the sampler is told of it, and evaluates and updates when it is time. Its state is part of the checkpoint.
 
-    Example:
+    Examples:
         >>> sampler = gg.velocitune(domains, model, held_out, "targets.json", tokens=10**9, global_batch=64,
         ...                         lookahead=1)  # doctest: +SKIP
         >>> trainer = Trainer(callbacks=[VelocituneCallback(sampler)], max_steps=1000, use_distributed_sampler=False)

@@ -5,12 +5,11 @@ An op file calls `define` when it is imported, torch or no torch. Nothing is reg
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from ghostgram import _arrays, _dispatch
+from ghostgram import _arrays, _dispatch, _xla
 
 Autograd = Callable[[Callable[..., Any]], Callable[..., Any]]
 """below -> the op with a gradient, where `below(*args)` computes the op unseen by autograd."""
@@ -30,9 +29,11 @@ def define(
 ) -> None:
     """Declares an op: its torch schema, the function that computes it, and the one that only allocates its results.
 
+    Every op's last argument is `backend`, which the schema that is given lacks.
     Without `autograd` the op reads its inputs as constants, and a backward through its results is an error. An op that
     `waits` for the GPU, to raise what only that knows, is kept out of the CUDA graphs that torch.compile makes.
     """
+    schema = schema.replace(") ->", ", str backend='auto') ->")  # a default is not handed to Python, which takes time
     _defined[schema.partition("(")[0]] = (schema, compute, outputs, autograd, waits)
     if "torch" in sys.modules:
         register()
@@ -42,6 +43,9 @@ def register() -> None:
     """Registers every op defined so far with torch. Called on import of an op, or before the first torch call."""
     import torch
 
+    from ghostgram import _C
+
+    _C.borrow_openmp()  # the kernels' threads are torch's own then, and as many as torch uses
     if not _libraries:
         _libraries.append(torch.library.Library("ghostgram", "DEF"))  # type: ignore[no-untyped-call]
     for name, (schema, compute, outputs, autograd, waits) in _defined.items():
@@ -49,11 +53,16 @@ def register() -> None:
             continue
         library = _libraries[0]
         library.define(schema, tags=(torch.Tag.cudagraph_unsafe,) if waits else ())
-        library.impl(name, _adapted(compute), "CompositeExplicitAutograd")
+        library.impl(name, compute, "CompositeExplicitAutograd")
         torch.library.register_fake(f"ghostgram::{name}", outputs, lib=library)
         _registered[name] = op = getattr(torch.ops.ghostgram, name).default
         # register_autograd flattens its arguments by pytree, which costs more than a small op.
-        library.impl(name, (autograd or _no_gradient(name))(_below_autograd(op)), "Autograd")
+        through_autograd = (autograd or _no_gradient(name))(_below_autograd(op))
+        library.impl(name, through_autograd, "Autograd")
+        if not autograd and "Tensor[]" not in schema:
+            for device in ("CPU", "CUDA"):
+                shortcut = _at_once(device, op._schema, compute, through_autograd)
+                library.impl(name, shortcut, f"Autograd{device}", with_keyset=True)
 
 
 @_dispatch.constant
@@ -69,32 +78,44 @@ def call(name: str, *args: Any) -> Any:
     if _arrays.is_torch(like):
         _ensure_registered(name)
         return _registered[name](*args)
-    results = _defined[name][1](*args)
-    return (
-        tuple(_arrays.returned(r, like) for r in results)
-        if isinstance(results, tuple)
-        else _arrays.returned(results, like)
-    )
+    compute = _defined[name][1]
+    return call_jax(compute, *args) if _arrays.framework(like, "array") == "jax" else compute(*args)
 
 
-def _adapted(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """Threads are torch's own where it has brought an OpenMP runtime, and as many as torch uses.
+def call_jax(compute: Callable[..., Any], *args: Any) -> Any:
+    """Runs an op's function on JAX arrays: now on those of a CPU, which it reads in place, and else through XLA."""
+    if any(map(_xla.traced, _xla.arrays(args))):
+        return _xla.through(compute, args)
+    return _arrays.returned(compute(*args))
 
-    GHOSTGRAM_NUM_THREADS fixes their number.
+
+def _at_once(
+    device: str, schema: Any, compute: Callable[..., Any], otherwise: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`compute` itself, where nothing between autograd and it has a say: to dispatch again would cost what it costs.
+
+    The dispatcher's set of keys says so exactly: it is that of plain tensors of the device, without a mode (fake
+    tensors, tracing, functorch), a subclass, or a view that is negated lazily.
     """
     import torch
 
-    from ghostgram import _C
+    key, keys = torch._C.DispatchKey, torch._C.DispatchKeySet
+    plain = (keys(getattr(key, device)) | keys(getattr(key, f"Autograd{device}"))).raw_repr()
+    tensors = sum("Tensor" in str(argument.type) for argument in schema.arguments)  # they come first
+    grad_enabled = torch.is_grad_enabled
 
-    _C.borrow_openmp()
-    if "GHOSTGRAM_NUM_THREADS" in os.environ:
-        return compute
+    def op(found: Any, *args: Any) -> Any:
+        if found.raw_repr() == plain:
+            if not grad_enabled():
+                return compute(*args)
+            for x in args[:tensors]:
+                if x is not None and x.requires_grad:
+                    break
+            else:
+                return compute(*args)
+        return otherwise(*args)
 
-    def with_threads(*args: Any) -> Any:
-        _C.set_num_threads(torch.get_num_threads())
-        return compute(*args)
-
-    return with_threads
+    return op
 
 
 def _below_autograd(op: Callable[..., Any]) -> Callable[..., Any]:

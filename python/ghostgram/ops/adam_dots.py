@@ -118,25 +118,24 @@ def checked_scalars(scalars: Sequence[float]) -> list[float]:
 
 
 def outputs(
-    a: Array, b: Array, clip: Array, m: Array, v: Array, directions: Array, scalars: list[float], backend: str
+    a: Array, b: Array, clip: Array, m: Array, v: Array, directions: Array, scalars: list[float], backend: str = "auto"
 ) -> Array:
     """The (B, R) array that `compute` fills."""
-    return _arrays.empty(a, (a.shape[0], directions.shape[0]), _arrays.sum_dtype(a))
+    return _arrays.sums(a, a.shape[0], directions.shape[0])
 
 
 def compute(
-    a: Array, b: Array, clip: Array, m: Array, v: Array, directions: Array, scalars: list[float], backend: str
+    a: Array, b: Array, clip: Array, m: Array, v: Array, directions: Array, scalars: list[float], backend: str = "auto"
 ) -> Array:
     """Dots of checked inputs."""
     out = outputs(a, b, clip, m, v, directions, scalars, backend)
-    a, b, m, v, directions = (_arrays.unit_inner_stride(x) for x in (a, b, m, v, directions))
+    a, b, m, v, directions = _arrays.readable(a, b, m, v, directions)
     _dispatch.run("adam_dots", backend, a, b, _arrays.contiguous(clip), m, v, directions, out, *scalars)
     return out
 
 
 _torch.define(
-    "adam_dots(Tensor a, Tensor b, Tensor clip, Tensor m, Tensor v, Tensor directions, float[] scalars, str backend)"
-    " -> Tensor",
+    "adam_dots(Tensor a, Tensor b, Tensor clip, Tensor m, Tensor v, Tensor directions, float[] scalars) -> Tensor",
     compute,
     outputs,
 )

@@ -143,7 +143,7 @@ def outputs(
     D_bias: Array | None,
     channels_first: bool,
     norms: bool,
-    backend: str,
+    backend: str = "auto",
 ) -> tuple[Array, ...]:
     """The arrays that `compute` fills, weight before bias: (F,), (B,), (B, K) of each; no element where not wanted."""
     samples, features = b.shape[0], b.shape[1 if channels_first else 2]
@@ -156,7 +156,7 @@ def outputs(
         (samples, 0 if D_weight is None else D_weight.shape[0]),
         (samples, 0 if D_bias is None else D_bias.shape[0]),
     )
-    return tuple(_arrays.empty(b, shape, _arrays.sum_dtype(b)) for shape in shapes)
+    return tuple([_arrays.sums(b, *shape) for shape in shapes])
 
 
 def compute(
@@ -168,21 +168,21 @@ def compute(
     D_bias: Array | None,
     channels_first: bool,
     norms: bool,
-    backend: str,
+    backend: str = "auto",
 ) -> tuple[Array, ...]:
     """Gradients, norms^2 and dots of checked inputs."""
     out = outputs(b, x, mean, rstd, D_weight, D_bias, channels_first, norms, backend)
     weight = x is not None
     wanted = (weight, True, norms and weight, norms, weight, True)
-    inputs = (None if y is None else _arrays.unit_inner_stride(y) for y in (b, x, mean, rstd, D_weight, D_bias))
-    given = (y if use else None for y, use in zip(out, wanted, strict=True))
+    inputs = _arrays.readable(b, x, mean, rstd, D_weight, D_bias)
+    given = [y if use else None for y, use in zip(out, wanted, strict=True)]
     _dispatch.run("affine_stats", backend, *inputs, *given, channels_first)
     return out
 
 
 _torch.define(
     "affine_stats(Tensor b, Tensor? x, Tensor? mean, Tensor? rstd, Tensor? D_weight, Tensor? D_bias, "
-    "bool channels_first, bool norms, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool channels_first, bool norms) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     compute,
     outputs,
 )

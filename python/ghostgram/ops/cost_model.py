@@ -7,6 +7,10 @@ chooses alike.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from ghostgram import _arrays
+
 DIRECTIONS_AT_ONCE = 16
 """How many gradients of a second side are materialised at a time for the gram."""
 
@@ -37,6 +41,22 @@ def choose_way(
     """
     if len(ways) == 1:
         return ways[0]
+    # A choice takes as long as a small kernel. Sizes that are symbols are no keys.
+    if not _arrays.traced() and type(samples * tokens * d * p * directions) is int and second is None:
+        return _remembered(want, ways, samples, tokens, d, p, directions)
+    return _chosen(want, ways, samples, tokens, d, p, directions, second)
+
+
+def _chosen(
+    want: str,
+    ways: tuple[str, ...],
+    samples: int,
+    tokens: int,
+    d: int,
+    p: int,
+    directions: int,
+    second: tuple[int, int] | None = None,
+) -> str:
     if want == "norms":
         terms = norms_terms(samples, tokens, d, p)
     elif want == "dots":
@@ -44,6 +64,9 @@ def choose_way(
     else:
         terms = gram_terms(samples, tokens, d, p, second)
     return min(ways, key=lambda way: sum([x * y for x, y in zip(NANOSECONDS[want, way], terms[way], strict=True)]))
+
+
+_remembered = lru_cache(maxsize=4096)(_chosen)
 
 
 def norms_terms(samples: int, tokens: int, d: int, p: int) -> dict[str, tuple[float, ...]]:

@@ -81,25 +81,26 @@ def checked(ids: Array, b: Array, D: Array | None, padding_idx: int | None) -> t
     return ids, b, *_arrays.directions(D, b, (rows, b.shape[-1]))
 
 
-def outputs(ids: Array, b: Array, D: Array | None, padding_idx: int, norms: bool, backend: str) -> tuple[Array, Array]:
+def outputs(
+    ids: Array, b: Array, D: Array | None, padding_idx: int, norms: bool, backend: str = "auto"
+) -> tuple[Array, Array]:
     """The arrays that `compute` fills: (B,), (B, K); norms that are not wanted have no element."""
-    dtype, samples = _arrays.sum_dtype(b), ids.shape[0]
-    return (
-        _arrays.empty(b, (samples,) if norms else (0,), dtype),
-        _arrays.empty(b, (samples, 0 if D is None else D.shape[0]), dtype),
-    )
+    samples = ids.shape[0]
+    return _arrays.sums(b, samples if norms else 0), _arrays.sums(b, samples, 0 if D is None else D.shape[0])
 
 
-def compute(ids: Array, b: Array, D: Array | None, padding_idx: int, norms: bool, backend: str) -> tuple[Array, Array]:
+def compute(
+    ids: Array, b: Array, D: Array | None, padding_idx: int, norms: bool, backend: str = "auto"
+) -> tuple[Array, Array]:
     """norms^2 and dots of checked inputs."""
     out = outputs(ids, b, D, padding_idx, norms, backend)
-    b, D = (None if x is None else _arrays.unit_inner_stride(x) for x in (b, D))
+    b, D = _arrays.readable(b, D)
     _dispatch.run("embedding_stats", backend, ids, b, D, out[0] if norms else None, out[1], padding_idx)
     return out
 
 
 _torch.define(
-    "embedding_stats(Tensor ids, Tensor b, Tensor? D, int padding_idx, bool norms, str backend) -> (Tensor, Tensor)",
+    "embedding_stats(Tensor ids, Tensor b, Tensor? D, int padding_idx, bool norms) -> (Tensor, Tensor)",
     compute,
     outputs,
 )

@@ -53,7 +53,8 @@ def grad_gram(a: Array, b: Array, a2: Array | None = None, b2: Array | None = No
         right, right_b = a2, b2 = _second_side(a, b, a2, b2)
         second = (right.shape[0], right.shape[1])
     ways = _dispatch.runnable({"G": "grad_gram", "M": "grad_stats"}, backend, _arrays.device_type(a))
-    if choose_way("gram", ways, a.shape[0], a.shape[1], d, p, second=second) == "M":
+    # Without a second sample there is nothing to materialise.
+    if right.shape[0] and choose_way("gram", ways, a.shape[0], a.shape[1], d, p, second=second) == "M":
         return _materialised(a, b, right, right_b, backend, symmetric=second is None)
     return _torch.call("grad_gram", a, b, a2, b2, False, backend)
 
@@ -86,20 +87,21 @@ def _materialised(a: Array, b: Array, a2: Array, b2: Array, backend: str, *, sym
     return _arrays.mirrored(gram) if symmetric else gram
 
 
-def outputs(a: Array, b: Array, a2: Array | None, b2: Array | None, diagonal: bool, backend: str) -> Array:
+def outputs(a: Array, b: Array, a2: Array | None, b2: Array | None, diagonal: bool, backend: str = "auto") -> Array:
     """The array that `compute` fills: (B, B2), or (B,) for the diagonal."""
     samples, others = a.shape[0], (a if a2 is None else a2).shape[0]
-    return _arrays.empty(a, (samples,) if diagonal else (samples, others), _arrays.sum_dtype(a))
+    return _arrays.sums(a, samples) if diagonal else _arrays.sums(a, samples, others)
 
 
-def compute(a: Array, b: Array, a2: Array | None, b2: Array | None, diagonal: bool, backend: str) -> Array:
+def compute(a: Array, b: Array, a2: Array | None, b2: Array | None, diagonal: bool, backend: str = "auto") -> Array:
     """Inner products of checked inputs' gradients."""
     out = outputs(a, b, a2, b2, diagonal, backend)
-    a, b, a2, b2 = (None if x is None else _arrays.unit_inner_stride(x) for x in (a, b, a2, b2))
-    _dispatch.run("grad_gram", backend, a, b, a2, b2, out)
+    _dispatch.run("grad_gram", backend, *_arrays.readable(a, b, a2, b2), out)
     return out
 
 
 _torch.define(
-    "grad_gram(Tensor a, Tensor b, Tensor? a2, Tensor? b2, bool diagonal, str backend) -> Tensor", compute, outputs
+    "grad_gram(Tensor a, Tensor b, Tensor? a2, Tensor? b2, bool diagonal) -> Tensor",
+    compute,
+    outputs,
 )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from ghostgram import _arrays, _dispatch
+from ghostgram import _C, _arrays, _dispatch
 from ghostgram._arrays import Array
 from ghostgram.ops import _torch
 from ghostgram.ops.cost_model import choose_way
-from ghostgram.ops.grad_gram import compute as products_of_tokens
-from ghostgram.ops.grad_stats import compute as tiles_of_gradients
 
 
 def grad_norms(a: Array, b: Array, *, backend: str = "auto") -> Array:
@@ -44,16 +42,23 @@ def grad_norms(a: Array, b: Array, *, backend: str = "auto") -> Array:
     return _torch.call("grad_norms", a, b, choose_way("norms", ways, samples, tokens, d, b.shape[-1]), backend)
 
 
-def outputs(a: Array, b: Array, way: str, backend: str) -> Array:
+def outputs(a: Array, b: Array, way: str, backend: str = "auto") -> Array:
     """The array that `compute` returns: (B,)."""
-    return _arrays.empty(a, (a.shape[0],), _arrays.sum_dtype(a))
+    return _arrays.sums(a, a.shape[0])
 
 
-def compute(a: Array, b: Array, way: str, backend: str) -> Array:
+def compute(a: Array, b: Array, way: str, backend: str = "auto") -> Array:
     """Norms of checked inputs by the way "G" or "M", roots included: an op of torch's own costs more than they do."""
+    norms = outputs(a, b, way)
+    a, b = _arrays.readable(a, b)
     if way == "G":
-        return _arrays.roots(products_of_tokens(a, b, None, None, True, backend))
-    return _arrays.roots(tiles_of_gradients(a, b, None, False, True, backend)[1])
+        _dispatch.run("grad_gram", backend, a, b, None, None, norms)
+    else:
+        _dispatch.run("grad_stats", backend, a, b, None, None, norms, None, False)
+    if _arrays.device_type(norms) != "cpu":
+        return _arrays.roots(norms)
+    _C.cpu.roots(norms)
+    return norms
 
 
-_torch.define("grad_norms(Tensor a, Tensor b, str way, str backend) -> Tensor", compute, outputs)
+_torch.define("grad_norms(Tensor a, Tensor b, str way) -> Tensor", compute, outputs)

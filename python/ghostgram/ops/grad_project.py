@@ -150,10 +150,10 @@ def outputs(
     distribution: str,
     seed: int,
     layer: int,
-    backend: str,
+    backend: str = "auto",
 ) -> Array:
     """The array that `compute` fills: (B, k_out, k_in)."""
-    return _arrays.empty(a, (a.shape[0], k_out, k_in), _arrays.sum_dtype(a))
+    return _arrays.sums(a, a.shape[0], k_out, k_in)
 
 
 def compute(
@@ -166,36 +166,35 @@ def compute(
     distribution: str,
     seed: int,
     layer: int,
-    backend: str,
+    backend: str = "auto",
 ) -> Array:
     """Kronecker projections of checked inputs' gradients."""
     out = outputs(a, b, P_out, P_in, k_out, k_in, distribution, seed, layer, backend)
-    inputs = (None if x is None else _arrays.unit_inner_stride(x) for x in (a, b, P_out, P_in))
-    _dispatch.run("grad_project", backend, *inputs, out, distribution, 0, seed, layer)
+    _dispatch.run("grad_project", backend, *_arrays.readable(a, b, P_out, P_in), out, distribution, 0, seed, layer)
     return out
 
 
-def sketch_outputs(a: Array, b: Array, size: int, nonzeros: int, seed: int, layer: int, backend: str) -> Array:
+def sketch_outputs(a: Array, b: Array, size: int, nonzeros: int, seed: int, layer: int, backend: str = "auto") -> Array:
     """The array that `compute_sketch` fills: (B, size)."""
-    return _arrays.empty(a, (a.shape[0], size), _arrays.sum_dtype(a))
+    return _arrays.sums(a, a.shape[0], size)
 
 
-def compute_sketch(a: Array, b: Array, size: int, nonzeros: int, seed: int, layer: int, backend: str) -> Array:
+def compute_sketch(a: Array, b: Array, size: int, nonzeros: int, seed: int, layer: int, backend: str = "auto") -> Array:
     """Sparse projections of checked inputs' gradients."""
     out = sketch_outputs(a, b, size, nonzeros, seed, layer, backend)
-    a, b = _arrays.unit_inner_stride(a), _arrays.unit_inner_stride(b)
+    a, b = _arrays.readable(a, b)
     _dispatch.run("grad_project", backend, a, b, None, None, out, "sparse", nonzeros, seed, layer)
     return out
 
 
 _torch.define(
     "grad_project(Tensor a, Tensor b, Tensor? P_out, Tensor? P_in, int k_out, int k_in, str distribution, int seed, "
-    "int layer, str backend) -> Tensor",
+    "int layer) -> Tensor",
     compute,
     outputs,
 )
 _torch.define(
-    "grad_sketch(Tensor a, Tensor b, int size, int nonzeros, int seed, int layer, str backend) -> Tensor",
+    "grad_sketch(Tensor a, Tensor b, int size, int nonzeros, int seed, int layer) -> Tensor",
     compute_sketch,
     sketch_outputs,
 )

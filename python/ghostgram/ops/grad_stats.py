@@ -70,32 +70,29 @@ def checked(a: Array, b: Array, D: Array | None) -> tuple[Array, Array, Array | 
 
 
 def outputs(
-    a: Array, b: Array, D: Array | None, weight_grad: bool, norms: bool, backend: str
+    a: Array, b: Array, D: Array | None, weight_grad: bool, norms: bool, backend: str = "auto"
 ) -> tuple[Array, Array, Array]:
     """The arrays that `compute` fills: (p, d), (B,), (B, K); what is not wanted has no element."""
-    dtype = _arrays.sum_dtype(a)
     samples, d, p = a.shape[0], a.shape[-1], b.shape[-1]
     return (
-        _arrays.empty(a, (p, d) if weight_grad else (0, 0), dtype),
-        _arrays.empty(a, (samples,) if norms else (0,), dtype),
-        _arrays.empty(a, (samples, 0 if D is None else D.shape[0]), dtype),
+        _arrays.sums(a, p, d) if weight_grad else _arrays.sums(a, 0, 0),
+        _arrays.sums(a, samples if norms else 0),
+        _arrays.sums(a, samples, 0 if D is None else D.shape[0]),
     )
 
 
 def compute(
-    a: Array, b: Array, D: Array | None, weight_grad: bool, norms: bool, backend: str
+    a: Array, b: Array, D: Array | None, weight_grad: bool, norms: bool, backend: str = "auto"
 ) -> tuple[Array, Array, Array]:
     """weight_grad, norms^2 and dots of checked inputs."""
     out = outputs(a, b, D, weight_grad, norms, backend)
-    a, b, D = (None if x is None else _arrays.unit_inner_stride(x) for x in (a, b, D))
-    _dispatch.run(
-        "grad_stats", backend, a, b, D, out[0] if weight_grad else None, out[1] if norms else None, out[2], False
-    )
+    wanted = out[0] if weight_grad else None, out[1] if norms else None, out[2]
+    _dispatch.run("grad_stats", backend, *_arrays.readable(a, b, D), *wanted, False)
     return out
 
 
 _torch.define(
-    "grad_stats(Tensor a, Tensor b, Tensor? D, bool weight_grad, bool norms, str backend) -> (Tensor, Tensor, Tensor)",
+    "grad_stats(Tensor a, Tensor b, Tensor? D, bool weight_grad, bool norms) -> (Tensor, Tensor, Tensor)",
     compute,
     outputs,
 )

@@ -113,6 +113,8 @@ class GumbelTopK:
         if ids is None:
             raise TypeError("ids: expected an array, got None: in a stream, a document's position is no id")
         kind, id_dtype = _arrays.framework(scores, "scores"), _arrays.dtype_name(ids)
+        if kind == "jax":  # whose arrays cannot be written to: what is kept is NumPy's
+            scores, ids = _arrays.jax_numbers(scores, "scores"), _arrays.jax_numbers(ids, "ids")
         scores, ids = checked(scores, ids)
         self._expect_ids(id_dtype, "ids")
         self._take(_arrays.unit_inner_stride(scores), ids, *self._options)
@@ -159,7 +161,7 @@ class GumbelTopK:
             raise TypeError(f"{name}: expected ids of dtype {self._id_dtype} as before, got {dtype}")
 
     def _take(self, scores: Array, ids: Array, k: int, seed: int, temperature: float, finish: bool = False) -> None:
-        keys, picks, words, threshold = (_arrays.moved(x, _home(scores)) for x in self._state)
+        keys, picks, words, threshold = (_arrays.moved(x, scores) for x in self._state)
         room = capacity(k, self._held + scores.shape[0])
         if room > keys.shape[0]:  # by doubling, so that many small updates copy little
             grown = reservoir(keys, min(capacity(k, 2 * room), 2 * room))[:2]
@@ -218,11 +220,6 @@ def raise_fault(nan_at: int, two_scores: int, two_scores_id: int, no_room: int) 
         raise UnequalScores(two_scores_id)
 
 
-def _home(scores: Array) -> Array:
-    """An array of the kind and on the device that a reservoir for these scores is of: theirs, or NumPy for JAX."""
-    return np.empty(0) if _arrays.framework(scores, "scores") == "jax" else scores
-
-
 def checked(scores: Array, ids: Array | None) -> tuple[Array, Array | None]:
     """(n,) scores and (n,) int64 ids, or a clear error."""
     _arrays.same_framework(scores=scores, ids=ids)
@@ -249,7 +246,7 @@ def options(k: int, seed: int, temperature: float) -> tuple[int, int, float]:
 
 
 def outputs(
-    scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str
+    scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str = "auto"
 ) -> tuple[Array, Array]:
     """The arrays that `compute` returns: indices and keys, (min(k, n),)."""
     shape = (min(k, scores.shape[0]),)
@@ -257,7 +254,7 @@ def outputs(
 
 
 def compute(
-    scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str
+    scores: Array, ids: Array | None, k: int, seed: int, temperature: float, backend: str = "auto"
 ) -> tuple[Array, Array]:
     """Indices and keys of checked inputs."""
     keys, picks, words, threshold = reservoir(scores, capacity(k, scores.shape[0]))
@@ -266,18 +263,19 @@ def compute(
         *("gumbel_topk", backend, scores, ids, keys, picks, words[:1], threshold, words[1:]),
         *(k, seed, temperature, True, True),
     )
-    held, *fault = words.tolist()
-    raise_fault(*fault)
     out = outputs(scores, ids, k, seed, temperature, backend)
     m = out[0].shape[0]
-    if held < m:
-        raise ValueError(f"ids: expected at least {m} different ones, got {held}")
+    if _arrays.known(words):
+        held, *fault = words.tolist()
+        raise_fault(*fault)
+        if held < m:
+            raise ValueError(f"ids: expected at least {m} different ones, got {held}")
     out[0][...], out[1][...] = picks[:m], keys[:m]
     return out
 
 
 _torch.define(
-    "gumbel_topk(Tensor scores, Tensor? ids, int k, int seed, float temperature, str backend) -> (Tensor, Tensor)",
+    "gumbel_topk(Tensor scores, Tensor? ids, int k, int seed, float temperature) -> (Tensor, Tensor)",
     compute,
     outputs,
     waits=True,

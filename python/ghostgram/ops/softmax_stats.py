@@ -78,8 +78,8 @@ def el2n(logits: Array, labels: Array, ignore_index: int = -100, *, backend: str
     data set's sample is its mean over several models, early in training: harder samples score higher.
 
     Args:
-        logits: As in `softmax_stats`, like all that follows.
-        labels: Class numbers, or distributions.
+        logits: (N, C) or (..., C), as in `softmax_stats`, like all that follows.
+        labels: Class numbers of the logits' shape without C, or distributions of the logits' shape.
         ignore_index: Rows with this class number give 0.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
 
@@ -130,15 +130,18 @@ def _rows(x: Array, axes: int) -> Array:
     return x[(None,) * (2 - axes)]
 
 
-def outputs(logits: Array, labels: Array, ignore_index: int, backend: str) -> tuple[Array, Array, Array, Array]:
+def outputs(
+    logits: Array, labels: Array, ignore_index: int, backend: str = "auto"
+) -> tuple[Array, Array, Array, Array]:
     """The arrays that `compute` fills, each (B, T)."""
-    loss, el2n, entropy, max_probability = (
-        _arrays.empty(logits, tuple(logits.shape[:2]), _arrays.sum_dtype(logits)) for _ in range(4)
-    )
+    samples, tokens = logits.shape[:2]
+    loss, el2n, entropy, max_probability = [_arrays.sums(logits, samples, tokens) for _ in range(4)]
     return loss, el2n, entropy, max_probability
 
 
-def compute(logits: Array, labels: Array, ignore_index: int, backend: str) -> tuple[Array, Array, Array, Array]:
+def compute(
+    logits: Array, labels: Array, ignore_index: int, backend: str = "auto"
+) -> tuple[Array, Array, Array, Array]:
     """All four of checked inputs."""
     out = outputs(logits, labels, ignore_index, backend)
     distributions = labels.ndim == 3
@@ -146,7 +149,7 @@ def compute(logits: Array, labels: Array, ignore_index: int, backend: str) -> tu
     bad_row = _arrays.empty(logits, (), "int64")
     _dispatch.run("softmax_stats", backend, _arrays.unit_inner_stride(logits), labels, *out, bad_row, ignore_index)
     # On a GPU this waits for the kernels: what they found wrong comes to the host in no other way.
-    if not distributions and (row := int(bad_row)) >= 0:
+    if not distributions and _arrays.known(bad_row) and (row := int(bad_row)) >= 0:
         got = int(labels[divmod(row, labels.shape[1])])
         expected = f"0 <= label < {logits.shape[2]} or ignore_index {ignore_index}"
         raise IndexError(f"labels: expected {expected}, got {got} at row {row}")
@@ -154,7 +157,7 @@ def compute(logits: Array, labels: Array, ignore_index: int, backend: str) -> tu
 
 
 _torch.define(
-    "softmax_stats(Tensor logits, Tensor labels, int ignore_index, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "softmax_stats(Tensor logits, Tensor labels, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor)",
     compute,
     outputs,
     waits=True,

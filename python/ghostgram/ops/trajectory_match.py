@@ -32,8 +32,8 @@ def trajectory_match(
 
         L = num / D,    num = sum_j m_j (student_j - target_j)^2,    D = sum_j m_j (start_j - target_j)^2.
 
-    One call takes the whole list; nothing is flattened or copied. For torch, L is differentiable by student, as often
-    as wanted; start, target and mask are constants.
+    One call takes the whole list; nothing is flattened or copied. For torch and JAX, L is differentiable by student, as
+    often as wanted; start, target and mask are constants.
 
     Args:
         student: An array of any shape, or a list of them; float32, bfloat16, float16 or float64, one dtype for all.
@@ -68,7 +68,10 @@ def trajectory_match(
     Source:
         The matching loss of MTT (arXiv 2203.11932); the depth mask is PAD's (arXiv 2408.03360).
     """
-    loss: Array = _torch.call("trajectory_match", *checked(student, start, target, mask), backend)[0]
+    args = (*checked(student, start, target, mask), backend)
+    if _arrays.framework(args[0][0], "student") == "jax":
+        return _jax_loss(*args)
+    loss: Array = _torch.call("trajectory_match", *args)[0]
     return loss
 
 
@@ -77,12 +80,29 @@ def trajectory_match_grad(
 ) -> TrajectoryGrad:
     """L of `trajectory_match` and its gradient by student, in one call and for every framework.
 
-    The same arguments, errors and source as `trajectory_match`. All inputs are read as constants. The gradient has
-    student's structure and the dtype of the loss.
+    All inputs are read as constants.
+
+    Args:
+        student: An array of any shape, or a list of them, as in `trajectory_match`, like all that follows.
+        start: Where the student started, like student.
+        target: Where it should arrive, like student.
+        mask: None, a depth, weights of tensors, or weights of scalars.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        A `TrajectoryGrad`: L, and its gradient of student's structure in L's dtype.
+
+    Raises:
+        TypeError: As in `trajectory_match`, like all that follows.
+        ValueError: Shapes do not fit, the mask is none, or start and target are the same parameters.
+        RuntimeError: The backend asked for is not available here.
 
     Cost:
         11 FLOPs per scalar; reads start once, student once and target twice, and writes the gradient. Waits as
         `trajectory_match` does.
+
+    Source:
+        That of `trajectory_match`.
     """
     loss, gradient = _torch.call("trajectory_match_grad", *checked(student, start, target, mask), backend)
     return TrajectoryGrad(loss, gradient if isinstance(student, (list, tuple)) else gradient[0])
@@ -177,7 +197,7 @@ def compute(
     mask: list[Array] | None,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> tuple[Array, Array]:
     """The loss and its totals of checked inputs."""
     loss, totals = outputs(student)
@@ -199,7 +219,7 @@ def grad_compute(
     mask: list[Array] | None,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> tuple[Array, list[Array]]:
     """The loss of checked inputs and its gradient."""
     loss, gradient = grad_outputs(student)
@@ -223,7 +243,7 @@ def backward_compute(
     totals: Array,
     weights: list[float] | None,
     first: int,
-    backend: str,
+    backend: str = "auto",
 ) -> list[Array]:
     """2 loss_gradient m (student - target) / D, with D from totals; without target it is 0."""
     gradient = backward_outputs(student)
@@ -241,6 +261,8 @@ def _usable(totals: Array, mask: list[Array] | None) -> None:
 
     On a GPU this waits for the kernels: what they found wrong comes to the host in no other way.
     """
+    if not _arrays.known(totals):
+        return
     _, D, S, wrong = totals.tolist()
     if wrong:
         raise ValueError(f"mask: expected weights >= 0, got {wrong:.0f} that are not")
@@ -338,12 +360,84 @@ def _backward_autograd(below: Callable[..., Any]) -> Callable[..., Any]:
     return with_gradient
 
 
-_INPUTS = "Tensor[] student, Tensor[] start, Tensor[] target, Tensor[]? mask, float[]? weights, int first, str backend"
+def _jax_loss(
+    student: list[Array],
+    start: list[Array],
+    target: list[Array],
+    mask: list[Array] | None,
+    weights: list[float] | None,
+    first: int,
+    backend: str,
+) -> Array:
+    """The loss, with its derivatives for JAX: dL = gradient . dstudent, and d gradient = curvature * dstudent."""
+    import jax
+    from jax.custom_derivatives import SymbolicZero
+
+    options = (weights, first, backend)
+
+    def along(gradient: list[Array], dstudent: list[Any]) -> Any:
+        moved = ((g, d) for g, d in zip(gradient, dstudent, strict=True) if not isinstance(d, SymbolicZero))
+        return sum((jax.numpy.sum(g * d.astype(g.dtype)) for g, d in moved), jax.numpy.zeros((), gradient[0].dtype))
+
+    def by_student_alone(tangents: tuple[Any, ...]) -> list[Any]:
+        dstudent, *rest = tangents
+        for name, constants in zip(("start", "target", "mask"), rest, strict=True):
+            for i, tangent in enumerate(constants or ()):
+                if not isinstance(tangent, SymbolicZero):
+                    raise TypeError(
+                        f"{name}[{i}]: expected a constant, got an array that a gradient is asked for: "
+                        "trajectory_match is differentiable by student alone"
+                    )
+        return dstudent  # type: ignore[no-any-return]
+
+    loss = jax.custom_jvp(lambda *lists: _torch.call("trajectory_match", *lists, *options)[0])
+    loss_and_gradient = jax.custom_jvp(lambda *lists: _torch.call("trajectory_match_grad", *lists, *options))
+
+    def loss_rule(lists: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+        value, gradient = loss_and_gradient(*lists)
+        return value, along(gradient, by_student_alone(tangents))
+
+    def gradient_rule(lists: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+        value, gradient = loss_and_gradient(*lists)
+        ones = [jax.numpy.ones_like(g) for g in gradient]
+        curvature = _torch.call_jax(_curvature, *jax.lax.stop_gradient(lists), ones, *options)
+        dstudent = by_student_alone(tangents)
+        by_curvature = [
+            jax.numpy.zeros_like(c) if isinstance(d, SymbolicZero) else c * d.astype(c.dtype)
+            for c, d in zip(curvature, dstudent, strict=True)
+        ]
+        return (value, gradient), (along(gradient, dstudent), by_curvature)
+
+    loss.defjvp(loss_rule, symbolic_zeros=True)
+    loss_and_gradient.defjvp(gradient_rule, symbolic_zeros=True)
+    return loss(student, start, target, mask)
+
+
+def _curvature(
+    student: list[Array],
+    start: list[Array],
+    target: list[Array],
+    mask: list[Array] | None,
+    ones: list[Array],
+    weights: list[float] | None,
+    first: int,
+    backend: str,
+) -> list[Array]:
+    """2 m / D, as gradients of a student of ones beside a target of zeros."""
+    loss, totals = outputs(student)
+    _run(backend, (student, start, target, mask), None, loss, totals, None, weights, first)
+    _usable(totals, mask)
+    curvature = backward_outputs(ones)
+    _run(backend, (ones, None, None, mask), None, None, totals, curvature, weights, first)
+    return curvature
+
+
+_INPUTS = "Tensor[] student, Tensor[] start, Tensor[] target, Tensor[]? mask, float[]? weights, int first"
 _torch.define(f"trajectory_match({_INPUTS}) -> (Tensor, Tensor)", compute, outputs, _loss_autograd, waits=True)
 _torch.define(f"trajectory_match_grad({_INPUTS}) -> (Tensor, Tensor[])", grad_compute, grad_outputs, waits=True)
 _torch.define(
     "trajectory_match_backward(Tensor[] student, Tensor[]? target, Tensor[]? mask, Tensor loss_gradient, "
-    "Tensor totals, float[]? weights, int first, str backend) -> Tensor[]",
+    "Tensor totals, float[]? weights, int first) -> Tensor[]",
     backward_compute,
     backward_outputs,
     _backward_autograd,

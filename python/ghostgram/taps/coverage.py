@@ -31,16 +31,23 @@ class Coverage:
     """What `cover` found."""
 
     rows: list[Row]
+    """Every trainable parameter, with what covers it; printed as a table."""
     scored: dict[str, nn.Parameter]
     """Parameters whose per-sample dots taps take, by name; a tied parameter under its first name."""
     excluded: dict[str, nn.Parameter]
+    """Parameters that `exclude` leaves out of the scores."""
     fallback: dict[str, nn.Parameter]
     """Parameters without a tap, left to a derivative of the samples' losses; empty unless `fallback="jvp"`."""
     tapped: list[tuple[nn.Module, Forward]]
     """Modules to tap, each with its tapped forward."""
 
     def demote(self, names: Sequence[str], reason: str) -> None:
-        """Leaves scored parameters to the fallback."""
+        """Leaves scored parameters to the fallback.
+
+        Args:
+            names: Those parameters, as in `scored`.
+            reason: What the table says of them.
+        """
         for name in names:
             self.fallback[name] = self.scored.pop(name)
         found = f"fallback ({reason})"
@@ -76,6 +83,9 @@ def cover(
         parameters: The trainable parameters that must be covered.
         exclude: Names or shell patterns of parameters to leave out of the scores.
         fallback: What becomes of a parameter without a tap: "error", or "jvp" to name it in `Coverage.fallback`.
+
+    Returns:
+        Every parameter in one of `scored`, `excluded` and `fallback`, and the modules to tap.
 
     Raises:
         UncoveredParameterError: Some parameter belongs to no layer with a tap, and fallback is "error".

@@ -224,7 +224,12 @@ class Taps:
         return kept
 
     def keep(self, parameter: nn.Parameter, use: Use) -> None:
-        """Called by a layer's backward: keeps one use of a parameter."""
+        """Keeps one use of a parameter; a layer's backward calls it.
+
+        Args:
+            parameter: The parameter.
+            use: The layer's inputs and gradients there, from which its dots can be taken.
+        """
         self._check_open()
         self._kept.append((parameter, use))
 
@@ -273,7 +278,15 @@ class Taps:
     @staticmethod
     @torch.no_grad()
     def contract(kept: Kept, directions: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-        """The dots of uses kept by a `samples` without directions."""
+        """The dots of uses kept by a `samples` without directions.
+
+        Args:
+            kept: What `kept` handed over.
+            directions: (K, *parameter.shape) by parameter; uses of others are passed over.
+
+        Returns:
+            parameter -> (rows, K), summed over its uses.
+        """
         dots: dict[nn.Parameter, Tensor] = {}
         for parameter, use in kept:
             if parameter in directions:

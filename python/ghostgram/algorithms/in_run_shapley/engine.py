@@ -46,7 +46,7 @@ class InRunShapley:
     AdamW. Dots are taken in the layers' backward in the pass that computes the weight gradient; no per-sample
     gradient is stored. Training is what it would be without the engine, up to the summation order of weight gradients.
 
-    Example:
+    Examples:
         >>> shapley = InRunShapley(model, optimizer, {"novels": lambda m: loss(m, held_out)})  # doctest: +SKIP
         >>> for batch in loader:
         ...     with shapley.step(ids=batch["id"]):
@@ -179,6 +179,9 @@ class InRunShapley:
                 backward then goes into its own `with shapley.samples(ids)`.
             losses: Computes the loss of this batch again: see `samples`.
             segments: The documents of packed rows: see `samples`.
+
+        Raises:
+            RuntimeError: A step is open already.
         """
         if self._inside:
             raise RuntimeError("shapley.step() was entered twice: close one step before the next")
@@ -215,6 +218,10 @@ class InRunShapley:
             segments: (B, T) integers for rows packed with documents: which of `ids` each position belongs to, negative
                 for none. Dots of a position are those of the position that *predicts*, so a target in another document
                 should be masked by the loader.
+
+        Raises:
+            RuntimeError: No step is open.
+            ValueError: ids are not (B,) integers, or segments do not fit to them.
         """
         if not self._inside or self._step is None:
             raise RuntimeError("shapley.samples() was entered outside `with shapley.step()`")
@@ -315,6 +322,9 @@ class InRunShapley:
         Finishes the last step and writes the log of every rank, so that a run resumed from the checkpoint by
         `load_state_dict` has every sample of every step exactly once, whatever was logged after it. The same on all
         ranks, except under `fully_shard` with refresh > 1: then each keeps and loads its own.
+
+        Raises:
+            RuntimeError: A step is open.
         """
         if self._inside:
             raise RuntimeError("shapley.state_dict() was called inside `with shapley.step()`: call it between steps")
@@ -328,6 +338,7 @@ class InRunShapley:
 
         Raises:
             ValueError: The log lacks steps before the checkpoint.
+            RuntimeError: A step was made already.
         """
         if self._step is not None:
             raise RuntimeError("shapley.load_state_dict() was called after a step: call it before the first one")

@@ -79,7 +79,12 @@ class PlanDataset(IterableDataset[Any]):
         return self._read
 
     def switch(self, stage: int, path: str | Path) -> None:
-        """From the next document on, reads the file that `write_texts` wrote for a stage."""
+        """Reads the file that `write_texts` wrote for a stage, from the next document on.
+
+        Args:
+            stage: The number of the stage.
+            path: That file.
+        """
         self._plans.append((stage, self._read, str(path)))
 
     def position(self, documents: int) -> dict[int, int]:

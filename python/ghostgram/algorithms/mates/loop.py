@@ -36,7 +36,7 @@ CHECKS = "checks"
 class StageLoop:
     """MATES around any training loop: stage 0 is random documents, every later one a call of `mates`.
 
-    Example:
+    Examples:
         >>> data = PlanDataset(item=tokenize)  # doctest: +SKIP
         >>> loop = StageLoop(data, pool, reference, task, "run/", every=10_000, documents_per_step=512, docs=5_120_000)
         >>> loop.begin()
@@ -133,6 +133,11 @@ class StageLoop:
         """Begins the next stage after a step: enters what was read, and chooses what comes next.
 
         What a loader has read ahead will be trained on: it is passed over, too.
+
+        Args:
+            step: How many optimizer steps were done.
+            model: The model as it is now.
+            optimizer: Its optimizer, whose state labels are taken with.
         """
         led(lambda: self._enter(self.data.position(self.data.read)))
         made = mates(
@@ -145,7 +150,13 @@ class StageLoop:
         return made
 
     def drift(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """Spearman of the influence model in use with exact labels of now, by reference."""
+        """Spearman of the influence model in use with exact labels of now, by reference.
+
+        Args:
+            step: How many optimizer steps were done; other documents are labelled at another step.
+            model: The model as it is now.
+            optimizer: Its optimizer.
+        """
         assert self.scorer is not None
         documents = self.pool.sample(self.check, streams.stream(self.options.get("seed", 0), step, "check"))
         how = {name: self.options[name] for name in ("clip", "lrs") if name in self.options}

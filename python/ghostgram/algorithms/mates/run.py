@@ -35,10 +35,13 @@ class Selection:
     """What a stage has chosen, and by what."""
 
     number: int
+    """The number of the stage, from 1."""
     plan: Plan
+    """Which documents are next; `plan.table` has them in training order."""
     scorer: InfluenceModel
     """The influence model that scored the pool."""
     labels: Labels
+    """The labels of the stage's sample of the pool."""
     drift: dict[str, float]
     """Spearman of the previous stage's influence model with this stage's exact labels, by reference; empty at first."""
     folders: dict[str, str]

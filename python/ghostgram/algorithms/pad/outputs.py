@@ -19,7 +19,7 @@ from ghostgram._files import whole_file, write_arrays
 class DistilledSet:
     """A few synthetic images that a net trained on them learns much from.
 
-    Example:
+    Examples:
         >>> distilled = DistilledSet.load("run/distilled.npz")  # doctest: +SKIP
         >>> optimizer = torch.optim.SGD(net.parameters(), distilled.beta, momentum=0.9, weight_decay=5e-4)
         >>> for _ in range(1000):
@@ -39,6 +39,7 @@ class DistilledSet:
     beta: float
     """The learned step size, for SGD."""
     classes: list[str]
+    """The names of the classes, by their numbers."""
     whitening: str
     """The digest of what makes images of pixels: test images must be made so too."""
     config: dict[str, Any] = field(default_factory=dict)

@@ -104,6 +104,9 @@ def preset(name: str) -> Settings:
         name: Such as "c10-10-paper" (the paper's Table 7), "c10-10-yaml" (the released configuration files; which of
             the two made the paper's main table is not known), "digits-10", "fashion-10-full".
 
+    Returns:
+        Settings that `pad(..., preset=...)` takes, as they are or changed by `dataclasses.replace`.
+
     Raises:
         ValueError: There is no such preset; the message lists them.
 

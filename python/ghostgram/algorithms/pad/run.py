@@ -103,7 +103,21 @@ def pad(
 
 
 class Run:
-    """The parts of `pad`, to be had one by one; each is done when it is first asked for. Arguments as there."""
+    """The parts of `pad`, to be had one by one; each is done when it is first asked for.
+
+    Args:
+        images: (n, C, H, H) training images, as in `pad`, like all that follows.
+        labels: (n,) integers.
+        run: The folder of the run.
+        settings: The settings, whole: `preset(name)`, or what `dataclasses.replace` makes of it.
+        test: (images, labels) that nets are judged by at the end.
+        classes: Names of the classes.
+        model: Makes the student; ConvNet by default.
+        shared: A folder for what runs of the same data may share; `run`/data by default.
+        allow_changes: Settings that may be other than those that the folder was begun with.
+        workers: Processes that train experts, and nets to be judged.
+        progress: Whether bars show how far it is.
+    """
 
     def __init__(
         self,

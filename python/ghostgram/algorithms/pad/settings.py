@@ -66,12 +66,19 @@ class Settings:
 
     # Learning the set ----------------------------------------------------------------------------------------------
     iterations: int = 10_000
+    """How often the set is matched and moved."""
     lr_images: float = 100.0
+    """The step size of SGD on the images."""
     lr_labels: float = 2.0
+    """The step size of SGD on the label logits."""
     lr_beta: float = 1e-5
+    """The step size of SGD on `beta`."""
     momentum_images: float = 0.5
+    """The momentum of SGD on the images."""
     momentum_labels: float = 0.9
+    """The momentum of SGD on the label logits."""
     momentum_beta: float = 0.5
+    """The momentum of SGD on `beta`."""
     threshold: float = 1.0
     """A match whose loss is above this, or not finite, is left out."""
     checkpoint_every: int = 50
@@ -81,6 +88,7 @@ class Settings:
     whitening: Literal["zca", "standard", "none"] = "zca"
     """What is done to pixels: ZCA; each channel to mean 0 and deviation 1; nothing."""
     zca_eps: float = 0.1
+    """What ZCA adds to the variances that it divides by."""
     augment: bool = True
     """DSA, in experts, students and evaluation."""
     val_fraction: float = 0.1
@@ -90,12 +98,17 @@ class Settings:
 
     # The student, where no model is given ----------------------------------------------------------------------------
     width: int = 128
+    """Channels of the ConvNet's layers."""
     depth: int = 3
+    """Layers of the ConvNet."""
 
     # Difficulty ----------------------------------------------------------------------------------------------------
     scorer: str = "el2n"
+    """What difficulty is measured by, see `score`."""
     scorer_runs: int = 10
+    """Nets whose scores are averaged."""
     scorer_epoch: int = 20
+    """The epoch after which they are scored."""
     init_ratio: float = 0.75
     """The share of the easiest images in epoch 0, taken as it is written."""
     add_end: int = 20
@@ -107,8 +120,11 @@ class Settings:
     recipe: Literal["pad", "datm", "ftd", "mtt"] = "pad"
     """The others have no schedule; "mtt" is plain SGD."""
     experts: int = 100
+    """Nets whose trajectories are matched."""
     expert_epochs: int = 100
+    """Epochs that each of them is trained for."""
     expert_batch: int = 256
+    """Training images of an expert's step."""
     group: int | None = None
     """Experts that train at once; None: 1 on a CPU, 10 on a GPU."""
 
@@ -116,8 +132,11 @@ class Settings:
     eval_every: int = 1000
     """Iterations between two validations; 0: only after the last."""
     eval_nets: int = 5
+    """Fresh nets that a set is judged by."""
     eval_epochs: int = 1001
+    """Passes over the set that each of them is trained for."""
     eval_batch: int = 128
+    """Images of a step of theirs."""
     controls: bool = True
     """Whether other images are judged too: where the distillation began, random and central ones, and all of them."""
     full_epochs: int = 50
@@ -127,6 +146,7 @@ class Settings:
 
     # Randomness ----------------------------------------------------------------------------------------------------
     seed: int = 0
+    """Of everything that is drawn, but for what `data_seed` is of."""
     data_seed: int | None = None
     """Of split, scores and experts; None: `seed`. Runs that differ in `seed` alone can share these."""
     deterministic: bool = True
@@ -140,7 +160,15 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any], base: Settings | None = None) -> Settings:
-        """Settings from names and values, all others as in `base`; an unknown name is an error that suggests one."""
+        """Settings from names and values.
+
+        Args:
+            given: The values, by name.
+            base: What all others are like; None for the defaults.
+
+        Raises:
+            ValueError: There is no setting of a name; the message suggests one.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given:
             if name not in known:

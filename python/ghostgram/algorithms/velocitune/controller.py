@@ -49,7 +49,7 @@ class Update(NamedTuple):
 class MixtureController:
     """Moves the weights of domains by a rule, in any training loop.
 
-    Example:
+    Examples:
         >>> ctl = MixtureController(sizes, rule, interval_tokens=10**7, log="run/mixture")  # doctest: +SKIP
         >>> data = DynamicMixture(datasets, ctl, global_batch=64, rank=rank, world=world)
         >>> for batch in data.loader():

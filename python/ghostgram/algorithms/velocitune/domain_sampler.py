@@ -97,6 +97,9 @@ class DomainSampler:
 
         Args:
             nll: (n,) summed token losses of its samples, nats.
+
+        Raises:
+            RuntimeError: No batch was given since the last report.
         """
         if not self._waiting:
             raise RuntimeError("report: expected a batch before its losses, got none")

@@ -71,6 +71,9 @@ def evaluate_domains(
         progress: Called with the domain, the sequences done and those to do, of this process.
         group: The processes; None for all of them.
 
+    Returns:
+        Losses in nats per token, and their standard errors, in the order of `eval_sets`; the same on every process.
+
     Raises:
         ValueError: A set has fewer than two sequences or no target, or an option is out of range.
         FloatingPointError: A loss is not finite; the message names the domain and, if "ordered", the sequence.

@@ -262,7 +262,12 @@ class DynamicMixture:
     # For loaders ---------------------------------------------------------------------------------------------------
 
     def keys(self, schedule: Schedule, slots: Slots) -> list[list[Key]]:
-        """This rank's samples of a global batch, by micro-batch."""
+        """This rank's samples of a global batch, by micro-batch.
+
+        Args:
+            schedule: Which sample of its domain the next draw of each domain is.
+            slots: The domains of the batch's places, over all ranks.
+        """
         part = slots.part(self.rank, self.world)
         pairs = np.stack([part.domains, schedule.samples(part)], axis=1)
         return [

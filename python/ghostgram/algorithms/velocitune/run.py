@@ -56,7 +56,7 @@ def velocitune(
 
     Which samples a batch holds depends on the seed and on the weights alone: not on ranks, workers or restarts.
 
-    Example:
+    Examples:
         >>> sampler = gg.velocitune(domains, model, held_out, "targets.json", tokens=10**9, global_batch=64)
         ... # doctest: +SKIP
         >>> for batch in sampler:  # ends when the tokens are spent
@@ -91,6 +91,9 @@ def velocitune(
         collate_fn: From a list of samples to what the model takes; None for torch's default.
         num_workers: Worker processes that read samples.
         prefetch_factor: Batches that each of them has in hand.
+
+    Returns:
+        The sampler, to be iterated over once; `weights`, `export()` and `state_dict()` are its own.
 
     Raises:
         ValueError: Names differ, numbers are out of range, or the rule reads what this loop does not observe.

@@ -141,7 +141,11 @@ class Targets:
         return np.array([one.se_target for one in self.by_domain.values()])
 
     def check(self, domains: Sequence[str]) -> None:
-        """Raises a ValueError unless these are the domains, in this order."""
+        """Compares domains with the targets'.
+
+        Raises:
+            ValueError: They are others, or in another order.
+        """
         if tuple(domains) != self.domains:
             raise ValueError(f"domains: expected those of the targets, {list(self.domains)}, got {list(domains)}")
 

@@ -87,6 +87,8 @@ LARGE = [
     # Long tokens (several passes of the packed panels), and as many rows and columns as a layer has.
     Case(1, 4096, 40, 70, 1), Case(2, 2048, 300, 1000, 1), Case(4, 128, 768, 768, 2, kind="wide"),
 ]
+TYPICAL = [Case(8, 128, 256, 1024, 1), Case(64, 1, 256, 256, 1)]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -145,11 +147,17 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
     }  # fmt: skip
 
 
-def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Runs the room itself, below the front door, into an output poisoned with NaN."""
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with, and its outputs among it, poisoned with NaN."""
     out = layouts.poisoned(made["clip"], (case.samples, case.directions))
-    _dispatch.run("adam_dots", backend, *(made[name] for name in INPUTS), out, *case.scalars)
-    return {"out": out}
+    return (*(made[name] for name in INPUTS), out, *case.scalars), {"out": out}
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door."""
+    arguments, outputs = call(case, made)
+    _dispatch.run("adam_dots", backend, *arguments)
+    return outputs
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:

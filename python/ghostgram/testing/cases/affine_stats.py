@@ -95,6 +95,8 @@ LARGE = [
     Case(16, 512, 768, 1), Case(512, 16, 768, 1, "rms"), Case(2, 2048, 300, 2),
     Case(16, 784, 8, 1, groups=32), Case(128, 49, 16, 2, groups=32), Case(2, 20011, 1, 1, groups=24),
 ]
+TYPICAL = [Case(16, 256, 768, 1), Case(16, 784, 8, 1, groups=32)]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -131,16 +133,23 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
     }
 
 
-def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Runs the room itself, below the front door, into outputs poisoned with NaN."""
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with, and its outputs among it, poisoned with NaN."""
     shapes = {"grad": (case.channels,), "norms2": (case.samples,), "dots": (case.samples, case.directions)}
     outputs = {
         f"{part}_{what}": None if part == "weight" and made["x"] is None else layouts.poisoned_sums(made["b"], shape)
         for what, shape in shapes.items()
         for part in ("weight", "bias")
     }
-    _dispatch.run("affine_stats", backend, *(made[name] for name in INPUTS), *outputs.values(), case.groups is not None)
-    return {name: x for name, x in outputs.items() if x is not None}
+    arguments = (*(made[name] for name in INPUTS), *outputs.values(), case.groups is not None)
+    return arguments, {name: x for name, x in outputs.items() if x is not None}
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door."""
+    arguments, outputs = call(case, made)
+    _dispatch.run("affine_stats", backend, *arguments)
+    return outputs
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:

@@ -69,6 +69,8 @@ CASES = [
 ]
 
 LARGE = [Case(16, 512, 5003, 768, 1), Case(2, 4096, 97, 512, 2), Case(8, 128, 200, 768, 1, "distinct", layout="expanded")]
+TYPICAL = [Case(16, 256, 5000, 512, 1), Case(16, 256, 100, 512, 1)]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -103,12 +105,19 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
     }
 
 
-def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Runs the room itself, below the front door, into outputs poisoned with NaN."""
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with, and its outputs among it, poisoned with NaN."""
     norms2 = layouts.poisoned_sums(made["b"], (case.samples,))
     dots = layouts.poisoned_sums(made["b"], (case.samples, case.directions))
-    _dispatch.run("embedding_stats", backend, made["ids"], made["b"], made["D"], norms2, dots, case.padding_idx)
-    return {"norms2": norms2, "dots": dots}
+    arguments = (made["ids"], made["b"], made["D"], norms2, dots, case.padding_idx)
+    return arguments, {"norms2": norms2, "dots": dots}
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door."""
+    arguments, outputs = call(case, made)
+    _dispatch.run("embedding_stats", backend, *arguments)
+    return outputs
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:

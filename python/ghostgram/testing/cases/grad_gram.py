@@ -82,6 +82,8 @@ LARGE = [
     Case(8, 256, 192, 320), Case(4, 1024, 64, 48, diagonal=True), Case(64, 16, 768, 768),
     Case(32, 64, 256, 256, (16, 40)),
 ]
+TYPICAL = [Case(16, 64, 512, 512), Case(64, 16, 512, 512, diagonal=True)]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -107,12 +109,18 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
     }
 
 
-def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Runs the room itself, below the front door, into an output poisoned with NaN."""
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with, and its outputs among it, poisoned with NaN."""
     columns = case.second[0] if case.second else case.samples
     out = layouts.poisoned_sums(made["a"], (case.samples,) if case.diagonal else (case.samples, columns))
-    _dispatch.run("grad_gram", backend, made["a"], made["b"], made["a2"], made["b2"], out)
-    return {"out": out}
+    return (made["a"], made["b"], made["a2"], made["b2"], out), {"out": out}
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door."""
+    arguments, outputs = call(case, made)
+    _dispatch.run("grad_gram", backend, *arguments)
+    return outputs
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:

@@ -93,6 +93,8 @@ LARGE = [
     Case(8, 256, 768, 3072, (64, 64)), Case(256, 1, 768, 3072, (16, 16), "gaussian"), Case(3, 700, 333, 217, (65, 129)),
     Case(8, 256, 768, 768, (4096, 1), "sparse"), Case(256, 1, 768, 768, (4096, 4), "sparse"), Case(3, 700, 333, 217, (999, 2), "sparse"),
 ]
+TYPICAL = [Case(8, 128, 256, 1024, (32, 32)), Case(32, 16, 256, 256, (2048, 1), "sparse")]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -120,13 +122,19 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
     return made
 
 
-def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Runs the room itself, below the front door, into an output poisoned with NaN."""
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with, and its outputs among it, poisoned with NaN."""
     out = layouts.poisoned_sums(made["a"], (case.samples, *(case.size[:1] if case.sparse else case.size)))
     given = (made["a"], made["b"], made["P_out"], made["P_in"])
     options = (case.kind, case.size[1] if case.sparse else 0, case.seed, case.layer)
-    _dispatch.run("grad_project", backend, *given, out, *options)
-    return {"out": out}
+    return (*given, out, *options), {"out": out}
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door."""
+    arguments, outputs = call(case, made)
+    _dispatch.run("grad_project", backend, *arguments)
+    return outputs
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:

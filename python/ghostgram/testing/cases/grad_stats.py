@@ -70,6 +70,8 @@ LARGE = [
     Case(3, 2048, 1000, 900, 2, accumulate=True), Case(3, 2048, 40, 3000, 1), Case(3, 2048, 3000, 40, 1),
     Case(8, 256, 768, 3072, 1), Case(16, 128, 768, 768, 1),
 ]
+TYPICAL = [Case(8, 128, 256, 1024, 1), Case(32, 16, 512, 512, 1)]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -97,15 +99,22 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
     return made | {"weight_grad": make(values["weight_grad"], sums, "contiguous")}
 
 
-def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Runs the room itself, below the front door, into outputs poisoned with NaN."""
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with, and its outputs among it, poisoned with NaN."""
     a, b, weight_grad = made["a"], made["b"], made["weight_grad"]
     if not case.accumulate:
         weight_grad = layouts.poisoned(weight_grad)
     norms2 = layouts.poisoned(weight_grad, (case.samples,))
     dots = layouts.poisoned(weight_grad, (case.samples, case.directions))
-    _dispatch.run("grad_stats", backend, a, b, made["D"], weight_grad, norms2, dots, case.accumulate)
-    return {"weight_grad": weight_grad, "norms2": norms2, "dots": dots}
+    arguments = (a, b, made["D"], weight_grad, norms2, dots, case.accumulate)
+    return arguments, {"weight_grad": weight_grad, "norms2": norms2, "dots": dots}
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door."""
+    arguments, outputs = call(case, made)
+    _dispatch.run("grad_stats", backend, *arguments)
+    return outputs
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:

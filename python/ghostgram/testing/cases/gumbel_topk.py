@@ -76,6 +76,8 @@ LARGE = [
     Case(300007, 20011, spare=65536), Case(200003, 1009, ids="high"), Case(300007, 150001, ids="random", spare=70000),
     Case(300007, 9001, 0.0, ids="repeated", spare=9000, batches=4), Case(1100003, 5003, spare=9000), # the last guesses
 ]
+TYPICAL = [Case(1_000_000, 1_000, spare=65536), Case(100_000, 1_000, spare=65536)]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -133,17 +135,30 @@ def exact_keys(case: Case, values: layouts.Values) -> tuple[NDArray[np.int64], F
     return picks[order], keys[order]
 
 
+def arguments(case: Case, made: dict[str, Any], state: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+    """All that the room is called with for one batch."""
+    scores, ids, batches = made["scores"], made["ids"], max(1, case.batches)
+    part = slice(batch * case.count // batches, (batch + 1) * case.count // batches)
+    inputs = scores[part], None if ids is None else ids[part]
+    return (*inputs, *state, case.k, SEED, case.temperature, case.batches == 0, batch + 1 == batches)
+
+
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with where there is one batch, and its outputs among it."""
+    state = reservoir(made["scores"], min(case.k + case.spare, case.count))
+    return arguments(case, made, state, 0), {"keys": state[0], "picks": state[1]}
+
+
+def begin(arguments: tuple[Any, ...]) -> None:
+    """Empties the reservoir that a call has filled, so that it can be called again."""
+    arguments[4][...], arguments[5][...] = 0, -np.inf
+
+
 def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
     """Runs the room itself, below the front door; what comes out is padded with zeros to min(k, n)."""
-    scores, ids = made["scores"], made["ids"]
-    state = keys, picks, held, _, fault = reservoir(scores, min(case.k + case.spare, case.count))
-    batches = max(1, case.batches)
-    for batch in range(batches):
-        part = slice(batch * case.count // batches, (batch + 1) * case.count // batches)
-        _dispatch.run(
-            *("gumbel_topk", backend, scores[part], None if ids is None else ids[part], *state),
-            *(case.k, SEED, case.temperature, case.batches == 0, batch + 1 == batches),
-        )
+    state = keys, picks, held, _, fault = reservoir(made["scores"], min(case.k + case.spare, case.count))
+    for batch in range(max(1, case.batches)):
+        _dispatch.run("gumbel_topk", backend, *arguments(case, made, state, batch))
     m, size = int(held[0]), min(case.k, case.count)
     best = {"keys": np.zeros(size), "keys of the picks": np.zeros(size), "picks": np.zeros(size), "held": np.array([m])}
     best["fault"] = _arrays.to_float64(fault)

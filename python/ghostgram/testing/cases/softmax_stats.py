@@ -75,6 +75,8 @@ CASES = [
 ]
 
 LARGE = [Case(8, 16, 50257), Case(2, 1, 262147, "sure"), Case(1, 3, 131072, "rising", "soft wide"), Case(16, 128, 1000, "sure")]
+TYPICAL = [Case(1, 128, 32000), Case(16, 64, 1000)]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -143,13 +145,20 @@ def arrays(case: Case, values: layouts.Values, make: layouts.Make, dtype: str) -
     return {"logits": make(values["logits"], dtype, case.layout), "labels": labels}
 
 
-def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Runs the room itself, below the front door, into outputs poisoned with NaN."""
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with, and its outputs among it, poisoned with NaN."""
     found = {name: layouts.poisoned_sums(made["logits"], (case.samples, case.tokens)) for name in OUTPUTS}
     bad_row = _arrays.empty(made["logits"], (), "int64")
-    _dispatch.run("softmax_stats", backend, made["logits"], made["labels"], *found.values(), bad_row, IGNORED)
-    assert int(bad_row) == -1, f"row {int(bad_row)} has no class number"
-    return found
+    return (made["logits"], made["labels"], *found.values(), bad_row, IGNORED), found
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door."""
+    arguments, outputs = call(case, made)
+    _dispatch.run("softmax_stats", backend, *arguments)
+    bad_row = int(arguments[-2])
+    assert bad_row == -1, f"row {bad_row} has no class number"
+    return outputs
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:

@@ -82,6 +82,8 @@ CASES = [
 ]
 
 LARGE = [Case(CONVNET_D3, first=80_002), Case(CONVNET_D3, "loss", "real"), Case(CONVNET_D3, "gradient", "bool")]
+TYPICAL = [Case(CONVNET_D3, "both"), Case((1_000_000,) * 3, "both")]
+"""What `ghostgram bench` times: sizes that layers of small models have, and that the reference is done with in a second."""
 # fmt: on
 
 
@@ -127,16 +129,14 @@ def known_totals(case: Case, values: layouts.Values) -> F64:
     return totals
 
 
-def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Runs the room itself, below the front door, into outputs poisoned with NaN."""
+def call(case: Case, made: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that the room is called with, and its outputs among it, poisoned with NaN."""
     make, sums, student = made["make"], made["sums"], made["student"]
     alone = case.wanted in ("gradient", "derivative")
     loss = None if alone else make(np.full((), np.nan), sums, "contiguous")
     totals = make(known_totals(case, made["values"]) if alone else np.full(4, np.nan), "float64", "contiguous")
     gradient = [make(np.full(x.shape, np.nan), made["dtype"] if alone else sums, case.layout) for x in student]
-    _dispatch.run(
-        "trajectory_match",
-        backend,
+    arguments = (
         student,
         None if alone else made["start"],
         None if case.wanted == "derivative" else made["target"],
@@ -148,8 +148,17 @@ def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
         made["weights"],
         case.first,
     )
-    found = {} if alone else {"loss": loss, "totals": totals}
-    return found if case.wanted == "loss" else found | {f"gradient[{t}]": x for t, x in enumerate(gradient)}
+    outputs = {} if alone else {"loss": loss, "totals": totals}
+    if case.wanted != "loss":
+        outputs |= {f"gradient[{t}]": x for t, x in enumerate(gradient)}
+    return arguments, outputs
+
+
+def run(case: Case, made: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Runs the room itself, below the front door."""
+    arguments, outputs = call(case, made)
+    _dispatch.run("trajectory_match", backend, *arguments)
+    return outputs
 
 
 def scales(case: Case, values: layouts.Values) -> dict[str, F64]:

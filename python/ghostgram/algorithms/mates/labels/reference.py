@@ -77,8 +77,11 @@ class Reference:
             task: Encodes them.
             weight: Its share where references are added up.
             evaluation: Texts of the sets that the trained model will be judged by. Selecting for a set and reporting it
-                is training on the test: an example that shares 13 words in a row with any of them is an error,
-            allow_overlap: unless this is true.
+                is training on the test: an example that shares 13 words in a row with any of them is an error.
+            allow_overlap: Whether such examples are taken after all.
+
+        Raises:
+            ValueError: An example shares words with an evaluation set; the message names both.
         """
         if evaluation and not allow_overlap:
             for other, theirs in evaluation.items():
@@ -110,6 +113,11 @@ class Reference:
         """(N,) float64 on the CPU: every example's loss summed over its targets.
 
         One pass of the model as it stands, in the mode it is in; `loss` is the same with the model in evaluation mode.
+
+        Args:
+            model: A causal language model, as the task reads it.
+            task: Computes the losses.
+            batch: Examples that are run at once.
         """
         with torch.no_grad():
             parts = [task.sums(model, ids, mask)[0] for ids, mask in self._batches(batch)]
@@ -122,6 +130,9 @@ class Reference:
             sums: (N,) from `sums`.
             reduction: "tokens" for the formula above; "mates_release" for the mean of the means of batches of 32, which
                 depends on the order of the examples, as the method's published code takes it.
+
+        Raises:
+            ValueError: The reduction is neither.
         """
         if reduction == "tokens":
             return float(sums.sum()) / self.tokens
@@ -134,6 +145,12 @@ class Reference:
         """The loss of a model in nats per token, in evaluation mode: `sums` and `mean`.
 
         Random states, modes and `.grad` are left as found. Under `fully_shard` all processes must call it.
+
+        Args:
+            model: The model, wrapped or not.
+            task: Computes the losses.
+            batch: Examples that are run at once.
+            reduction: See `mean`.
         """
         ranks = Ranks(model, trainable(model))
         with evaluating(ranks.model, []), ranks.aside():
@@ -141,6 +158,11 @@ class Reference:
 
     def gradient(self, model: nn.Module, task: Task, batch: int = 32) -> dict[nn.Parameter, Tensor]:
         """The gradient of `loss` by trainable parameter, zero where it has none; of sharded ones this process's part.
+
+        Args:
+            model: The model, wrapped or not.
+            task: Computes the losses.
+            batch: Examples that are run at once.
 
         Cost:
             6 P FLOPs a token, P being the weights; one copy of the trainable ones.

@@ -30,7 +30,15 @@ class Task:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, length: int = 1024) -> Task:
-        """All tokens of a text are targets, up to `length` of them, as one of transformers' tokenizers cuts them."""
+        """All tokens of a text are targets, up to `length` of them, as one of transformers' tokenizers cuts them.
+
+        Args:
+            tokenizer: Called as `tokenizer(texts, truncation=True, max_length=length)`.
+            length: Where texts are cut, in tokens, at least 2.
+
+        Raises:
+            ValueError: The length leaves nothing to predict.
+        """
         if length < 2:
             raise ValueError(f"length: expected at least 2 tokens, got {length}")
 
@@ -53,6 +61,9 @@ class Task:
 
         Returns:
             (B,) float sums in nats on the model's device, (B,) int64 counts there.
+
+        Raises:
+            ValueError: ids is not (B, T), or mask is not bool of that shape.
         """
         if ids.dim() != 2 or ids.shape != mask.shape or mask.dtype != torch.bool:
             raise ValueError(
@@ -73,7 +84,13 @@ class Task:
         return losses.masked_fill(~targets, 0).sum(1), targets.sum(1)
 
     def losses(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B,) the mean cross-entropy over each row's targets in nats, 0 for a row without any; see `sums`."""
+        """(B,) the mean cross-entropy over each row's targets in nats, 0 for a row without any.
+
+        Args:
+            model: The model, in the mode it is in.
+            ids: (B, T) int64, on any device.
+            mask: (B, T) bool, as `encode` gives it.
+        """
         sums, counts = self.sums(model, ids, mask)
         return sums / counts.clamp(min=1)
 
