@@ -1,6 +1,6 @@
 """Velocitune beside static weights, DoReMi and DBL on four kinds of real text, at equal tokens and at equal compute.
 
-    python benchmarks/algorithms/velocitune_experiment.py             # some twenty-five minutes on one core
+    python benchmarks/algorithms/velocitune_experiment.py             # half an hour on one core
     python benchmarks/algorithms/velocitune_experiment.py --table
     python benchmarks/algorithms/velocitune_experiment.py --figure experiment.png
 

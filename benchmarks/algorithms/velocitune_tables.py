@@ -24,9 +24,10 @@ SHOWN = {
     "perfect": "`paper`, perfect targets", "average": "static average of `paper`", "shuffled": "`paper`, shuffled",
     "doremi": "DoReMi", "dbl": "DBL", "static": "static, proportional", "uniform": "uniform",
 }  # fmt: skip
-MEASURES = ("mean", "std of gaps", "worst gap", "std to the best", "worst to the best")
-"""Beside the domains' losses: their mean; and of what remains of the way to the predicted targets, and to the least
-loss that any arm has reached at equal tokens, the standard deviation over domains and the worst."""
+MEASURES = ("mean", "mean by shares", "std of gaps", "worst gap", "std to the best", "worst to the best")
+"""Beside the domains' losses: their means, plain and by the domains' shares of the data; and of what remains of the way
+to the predicted targets, and to the least loss that any arm has reached at equal tokens, the standard deviation over
+domains and the worst."""
 
 
 class Found:
@@ -71,12 +72,12 @@ class Found:
         return np.asarray(np.mean(losses, axis=1).min(0))
 
     def measures(self, arm: str, compute: bool) -> F64:
-        """(seeds, K + 5): losses of the domains, and `MEASURES`."""
-        found = []
+        """(seeds, K + 6): losses of the domains, and `MEASURES`."""
+        found, shares = [], list(self.settings.shares.values())
         for seed in self.seeds:
             loss = np.array(self.row(seed, arm, compute)["loss"])
             start, target = self.yardstick[seed]
-            each = [loss.mean()]
+            each = [loss.mean(), loss @ shares]
             for end in (target, self.best):
                 gaps = (loss - end) / (start - end)  # 1 at the start, 0 at the end, negative beyond it
                 each += [gaps.std(), gaps.max()]
