@@ -1,6 +1,7 @@
 """Guards: what each does, that it says so, and their order."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from ghostgram.algorithms.velocitune.guards import OFF, ROBUST, Firing, Guards
 from ghostgram.algorithms.velocitune.rules.dbl import DBL
 from ghostgram.algorithms.velocitune.rules.observation import Observation
 from ghostgram.algorithms.velocitune.rules.velocitune import Velocitune, VelocituneSettings
-from ghostgram.algorithms.velocitune.targets import Targets
+from ghostgram.algorithms.velocitune.targets import DomainTarget, Targets
 from ghostgram.algorithms.velocitune.velocity import degenerate, enough_tokens, shrunk, velocity, velocity_se
 
 ABC = ("a", "b", "c")
@@ -70,6 +71,17 @@ def test_other_policies_for_a_degenerate_gap():
 def test_a_gap_within_its_noise_is_degenerate(gap, expected):
     found = degenerate(np.array([gap]), np.array([0.003]), np.array([0.004]), 1e-3, 3.0)  # 3 sqrt(.003^2 + .004^2)
     assert found.tolist() == [expected]
+
+
+def test_targets_within_their_noise_are_warned_of_where_no_guard_holds_them():
+    guess = DomainTarget(2.0, 1.9, 0.1, 0.1, flags=("degenerate",))
+    targets, prior = Targets({"a": DomainTarget(2.0, 1.0), "b": guess}), np.array([0.5, 0.5])
+    for rule in (Velocitune(targets, "paper"), DBL(targets)):
+        with pytest.warns(UserWarning, match="targets: those of b are no further below l_init"):
+            rule.start(prior, ("a", "b"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Velocitune(targets, "robust", budget=1e6).start(prior, ("a", "b"))
 
 
 def test_the_standard_error_of_a_velocity():

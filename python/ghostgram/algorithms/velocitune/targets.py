@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ghostgram._files import write_atomically
-from ghostgram.algorithms.velocitune.simplex import F64, check_names
+from ghostgram.algorithms.velocitune.simplex import F64, Bool, check_names
 
 Use = Literal["mean", "lower", "upper"]
 
@@ -140,14 +141,28 @@ class Targets:
         """(K,) standard errors of the targets."""
         return np.array([one.se_target for one in self.by_domain.values()])
 
-    def check(self, domains: Sequence[str]) -> None:
-        """Compares domains with the targets'.
+    def check(self, domains: Sequence[str], held: Bool) -> None:
+        """Compares domains with the targets', and warns of targets that a rule should not act on.
+
+        Those are flagged "degenerate": no further below l_init than their errors reach. A rule that acts on one may put
+        nearly all weight on its domain.
+
+        Args:
+            domains: Names, in the order of the weights.
+            held: (K,) domains whose degenerate target the rule does not act on.
 
         Raises:
             ValueError: They are others, or in another order.
         """
         if tuple(domains) != self.domains:
             raise ValueError(f"domains: expected those of the targets, {list(self.domains)}, got {list(domains)}")
+        flagged = [name for name, one in self.by_domain.items() if "degenerate" in one.flags]
+        if acted_on := [name for name in flagged if not held[self.domains.index(name)]]:
+            warnings.warn(
+                f"targets: those of {', '.join(acted_on)} are no further below l_init than their errors reach, and "
+                'this rule acts on them; the preset "robust" of Velocitune holds the weights of such domains',
+                stacklevel=4,
+            )
 
     def save(self, path: Path | str) -> None:
         """Writes a JSON file, whole or not at all; what is not a number is null."""

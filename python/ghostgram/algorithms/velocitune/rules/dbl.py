@@ -75,7 +75,7 @@ class DBL(Reweighter):
 
     def start(self, prior: F64, domains: tuple[str, ...]) -> F64:
         """The prior, once the targets are known to be of the same domains."""
-        self.targets.check(domains)
+        self.targets.check(domains, np.zeros(len(domains), bool))
         return prior
 
     def propose(self, seen: Seen) -> Proposal:

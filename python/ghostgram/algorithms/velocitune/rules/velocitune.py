@@ -92,18 +92,23 @@ class Velocitune(Reweighter):
 
     def start(self, prior: F64, domains: tuple[str, ...]) -> F64:
         """The prior, once the targets are known to be of the same domains."""
-        self.targets.check(domains)
+        self.targets.check(domains, self._degenerate(self.targets))
         return prior
 
     def propose(self, seen: Seen) -> Proposal:
         """Guards 1, 2 and 5, then the step above."""
         return self._step(seen, self.targets, np.zeros(len(self.weights), bool))
 
+    def _degenerate(self, targets: Targets) -> Bool:
+        """(K,) domains without a gap to speak of, by the guards' measure."""
+        gap = targets.l_init - targets.loss
+        return degenerate(gap, targets.se_init, targets.se_target, self.guards.min_gap, self.guards.k)
+
     def _step(self, seen: Seen, targets: Targets, unknown: Bool) -> Proposal:
         """With these targets; domains whose target is unknown are held, whatever the policy for missing gaps."""
         guards = self.guards
         gap = targets.l_init - targets.loss
-        missing = degenerate(gap, targets.se_init, targets.se_target, guards.min_gap, guards.k) | unknown
+        missing = self._degenerate(targets) | unknown
         if guards.degenerate == "raise" and (missing & ~unknown).any():
             without = {self.domains[i]: float(gap[i]) for i in np.flatnonzero(missing & ~unknown)}
             raise ValueError(f"degenerate: expected a gap of every domain, got {without}")
