@@ -110,7 +110,7 @@ wheel-matrix: wheel
 	@for version in $(TORCHES); do \
 		place=build/torch-$$version; \
 		$(PYTHON) -m venv $$place && \
-		$$place/bin/python -m pip install -q torch==$$version pytest pytest-benchmark && \
+		$$place/bin/python -m pip install -q torch==$$version numpy pytest pytest-benchmark && \
 		$$place/bin/python -m pip install -q --force-reinstall --no-deps dist/*.whl && \
 		$$place/bin/python -m pytest -q tests/test_rooms.py || exit 1; \
 	done

@@ -247,6 +247,12 @@ def test_other_results_are_constants():
     same([np.asarray(norms), np.asarray(gradient)], [gg.grad_norms(*map(np.asarray, (v["a"], v["b"]))), 2 * v["a"]])
 
 
+def test_dots_by_token_scores_are_constants_too():
+    v = arrays(jnp.asarray)
+    a, b, D = v["a"][:, :1], v["b"][:, :1], v["D"]  # one token: scored
+    assert np.array_equal(jax.jit(jax.grad(lambda a: gg.grad_dots(a, b, D).sum()))(a), np.zeros(a.shape))
+
+
 # Errors
 
 FOUND_BY_KERNELS = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from ghostgram import _arrays, _dispatch
 from ghostgram._arrays import Array
 from ghostgram.ops import _torch
@@ -65,6 +67,8 @@ def _token_scores(a: Array, b: Array, D: Array) -> Array:
     """sum_t b_it . (D_k a_it), by way of the smaller of b D_k and a D_k^T."""
     if _arrays.is_torch(a):
         a, b, D = a.detach(), b.detach(), D.detach()
+    elif _arrays.framework(a, "a") == "jax":
+        a, b, D = sys.modules["jax"].lax.stop_gradient((a, b, D))
     samples, tokens, d = a.shape
     p = b.shape[-1]
     across, other = (b, a) if d <= p else (a, b)
