@@ -247,10 +247,12 @@ def test_other_results_are_constants():
     same([np.asarray(norms), np.asarray(gradient)], [gg.grad_norms(*map(np.asarray, (v["a"], v["b"]))), 2 * v["a"]])
 
 
-def test_dots_by_token_scores_are_constants_too():
+def test_dots_are_constants_by_whichever_way():
     v = arrays(jnp.asarray)
-    a, b, D = v["a"][:, :1], v["b"][:, :1], v["D"]  # one token: scored
-    assert np.array_equal(jax.jit(jax.grad(lambda a: gg.grad_dots(a, b, D).sum()))(a), np.zeros(a.shape))
+    a, b = v["a"][:, :1], v["b"][:, :1]  # of one token: scored where nothing is traced
+    for name, dots in {"a": lambda x: gg.grad_dots(x, b, v["D"]), "D": lambda x: gg.grad_dots(a, b, x)}.items():
+        with pytest.raises(TypeError, match="grad_stats: reads its inputs as constants: it has no gradient"):
+            jax.grad(lambda x, dots=dots: dots(x).sum())({"a": a, "D": v["D"]}[name])
 
 
 # Errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ghostgram import _arrays, _dispatch
+from ghostgram import _arrays, _dispatch, _xla
 from ghostgram._arrays import Array
 from ghostgram.ops import _torch
 from ghostgram.ops.cost_model import choose_way
@@ -45,7 +45,7 @@ def grad_dots(a: Array, b: Array, D: Array, *, backend: str = "auto") -> Array:
         Token scores are the factorised dot product of In-Run Data Shapley (arXiv 2406.11011, section 4.2); the tiles
         are this library's design.
     """
-    _arrays.same_framework(a=a, b=b, D=D)
+    kind = _arrays.same_framework(a=a, b=b, D=D)
     a, b = _arrays.layer(a, b)
     samples, tokens, d = a.shape
     p = b.shape[-1]
@@ -54,7 +54,8 @@ def grad_dots(a: Array, b: Array, D: Array, *, backend: str = "auto") -> Array:
     ways = _dispatch.runnable({"M": "grad_stats"}, backend, device)
     # A matrix product of half types rounds to them.
     wide = _arrays.dtype_name(a) == _arrays.dtype_name(D) == _arrays.sum_dtype(a)
-    if backend == "auto" and device == "cpu" and wide:
+    derived = kind == "jax" and (_xla.traced(b) or _xla.traced(D))  # by XLA, as constants
+    if backend == "auto" and device == "cpu" and wide and not derived:
         ways = (*ways, "P")
     if choose_way("dots", ways, samples, tokens, d, p, directions=D.shape[0]) == "P":
         dots = _token_scores(a, b, D)
