@@ -86,17 +86,17 @@ def test_every_measured_row_is_in_the_tables(site):
 
 
 @pytest.mark.parametrize(
-    ("text", "complaints"),
+    ("text", "sayings"),
     [
         ("[one](index.md#two) [two](two.md)", ("'index.md#two', but there is no", "'two.md', but the target")),
         ("::: ghostgram.no_such_name", ("ghostgram.no_such_name could not be found",)),
     ],
 )
-def test_what_is_broken_fails(tmp_path, text, complaints):
+def test_what_is_broken_fails(tmp_path, text, sayings):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/index.md").write_text(text)
     config = f"INHERIT: {ROOT}/mkdocs.yml\ndocs_dir: docs\nhooks: []\nnav: []\nextra_css: []\n"
     (tmp_path / "mkdocs.yml").write_text(config)
     done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
     assert done.returncode != 0
-    assert [each for each in complaints if each not in done.stderr] == []
+    assert [each for each in sayings if each not in done.stderr] == []
