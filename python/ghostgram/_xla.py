@@ -145,18 +145,22 @@ def run(op: str, backends: tuple[str, ...], args: tuple[Any, ...], inputs: int, 
         input_output_aliases=aliases,
     )
 
-    def called(*arrays: Any) -> Any:
-        return call(*arrays, **attributes)
+    with wide():
+        values = constant(op, lambda *arrays: call(*arrays, **attributes))(*given)
+    for x, value in zip(made, values, strict=True):
+        x.value = value
+
+
+def constant(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of JAX arrays whose results are constants: a gradient through them is an error that names `op`."""
+    import jax
 
     def no_gradient(*_: Any) -> Any:
         raise TypeError(f"{op}: reads its inputs as constants: it has no gradient")
 
-    constant = jax.custom_vjp(called)
-    constant.defvjp(lambda *arrays: (called(*arrays), None), no_gradient)
-    with wide():
-        values = constant(*given)
-    for x, value in zip(made, values, strict=True):
-        x.value = value
+    found = jax.custom_vjp(function)
+    found.defvjp(lambda *arrays: (function(*arrays), None), no_gradient)
+    return found  # type: ignore[no-any-return]
 
 
 def _arrays_of(argument: Any) -> Iterator[Traced]:

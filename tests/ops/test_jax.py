@@ -12,6 +12,7 @@ import torch
 
 import ghostgram as gg
 from doors import EVERY, arrays, results
+from ghostgram.ops.cost_model import choose_way
 
 SIZES = {
     "usual": {},
@@ -248,11 +249,14 @@ def test_other_results_are_constants():
 
 
 def test_dots_are_constants_by_whichever_way():
-    v = arrays(jnp.asarray)
-    a, b = v["a"][:, :1], v["b"][:, :1]  # of one token: scored where nothing is traced
-    for name, dots in {"a": lambda x: gg.grad_dots(x, b, v["D"]), "D": lambda x: gg.grad_dots(a, b, x)}.items():
-        with pytest.raises(TypeError, match="grad_stats: reads its inputs as constants: it has no gradient"):
-            jax.grad(lambda x, dots=dots: dots(x).sum())({"a": a, "D": v["D"]}[name])
+    for directions, op, way in ((2, "grad_stats", "M"), (1, "grad_dots", "P")):
+        v = arrays(jnp.asarray, directions=directions)
+        a, b, D = v["a"], v["b"], v["D"]
+        assert choose_way("dots", ("M", "P"), *a.shape, b.shape[-1], directions=len(D)) == way
+        for transform in (jax.grad, lambda dots: jax.jit(jax.grad(dots))):
+            for x, dots in ((a, lambda x: gg.grad_dots(x, b, D)), (D, lambda x: gg.grad_dots(a, b, x))):  # noqa: B023
+                with pytest.raises(TypeError, match=f"{op}: reads its inputs as constants: it has no gradient"):
+                    transform(lambda x, dots=dots: dots(x).sum())(x)
 
 
 # Errors

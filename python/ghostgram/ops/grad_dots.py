@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from ghostgram import _arrays, _dispatch, _xla
 from ghostgram._arrays import Array
 from ghostgram.ops import _torch
@@ -54,11 +52,11 @@ def grad_dots(a: Array, b: Array, D: Array, *, backend: str = "auto") -> Array:
     ways = _dispatch.runnable({"M": "grad_stats"}, backend, device)
     # A matrix product of half types rounds to them.
     wide = _arrays.dtype_name(a) == _arrays.dtype_name(D) == _arrays.sum_dtype(a)
-    derived = kind == "jax" and (_xla.traced(b) or _xla.traced(D))  # by XLA, as constants
-    if backend == "auto" and device == "cpu" and wide and not derived:
+    if backend == "auto" and device == "cpu" and wide:
         ways = (*ways, "P")
     if choose_way("dots", ways, samples, tokens, d, p, directions=D.shape[0]) == "P":
-        dots = _token_scores(a, b, D)
+        scores = _xla.constant("grad_dots", _token_scores) if kind == "jax" else _token_scores
+        dots = scores(a, b, D)
     else:
         dots = _torch.call("grad_stats", a, b, D, False, False, backend)[2]
     return dots[:, 0] if single else dots
@@ -68,8 +66,6 @@ def _token_scores(a: Array, b: Array, D: Array) -> Array:
     """sum_t b_it . (D_k a_it), by way of the smaller of b D_k and a D_k^T."""
     if _arrays.is_torch(a):
         a, b, D = a.detach(), b.detach(), D.detach()
-    elif _arrays.framework(a, "a") == "jax":
-        a, b, D = sys.modules["jax"].lax.stop_gradient((a, b, D))
     samples, tokens, d = a.shape
     p = b.shape[-1]
     across, other = (b, a) if d <= p else (a, b)
