@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ghostgram import _C, _dispatch
+from ghostgram.cli.doctor import installed
 from ghostgram.testing import layouts, plain, roofline, turns
 from ghostgram.testing.compare import cases_of, error_over_bound
 
@@ -90,7 +91,8 @@ def examine(ops: Iterable[str], dtype: str, seconds: float, note: Callable[[str]
         processor=roofline.processor(),
         isa=_C.isa(),
         threads=_C.num_threads(),
-        versions={"python": platform.python_version(), "numpy": np.__version__} | _torch_version(),
+        versions={"python": platform.python_version()}
+        | {name: version for name in ("numpy", "torch") if (version := installed(name))},
         roofs=roofs,
         dtype=dtype,
         absent=absent,
@@ -108,14 +110,6 @@ def _under(roofs: roofline.Roofs, row: Row) -> Row:
         return row
     flops, moved = 1e9 * row.gflops * row.seconds, 1e9 * row.gbytes * row.seconds
     return dataclasses.replace(row, percent_of_roof=roofline.percent_of_roof(flops, moved, row.seconds, roofs))
-
-
-def _torch_version() -> dict[str, str]:
-    if find_spec("torch") is None:
-        return {}
-    import torch
-
-    return {"torch": torch.__version__}
 
 
 def _why_not(op: str, backend: str, dtype: str) -> str | None:

@@ -60,7 +60,7 @@ def examine(seconds: float) -> Report:
     return Report(
         versions={
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("ghostgram", "numpy", "torch", "jax", "triton")},
+            **{name: installed(name) for name in ("ghostgram", "numpy", "torch", "jax", "triton")},
         },
         processor=roofline.processor(),
         isa=_C.isa(),
@@ -85,7 +85,8 @@ def self_check(op: str, backend: str) -> Check:
     return Check(op, backend, max(ratios), len(ratios))
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of a package, without importing it; None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:
