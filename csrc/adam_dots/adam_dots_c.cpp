@@ -3,9 +3,6 @@
 #include "core/isa.h"
 
 #include <cmath>
-#if defined(GG_CUDA_adam_dots)
-#include "core/cuda_device.h"
-#endif
 
 GG_PER_ISA(adam_dots, AdamDots)
 

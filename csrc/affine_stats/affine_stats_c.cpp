@@ -1,9 +1,6 @@
 #include "affine_stats/affine_stats.h"
 #include "core/c_border.h"
 #include "core/isa.h"
-#if defined(GG_CUDA_affine_stats)
-#include "core/cuda_device.h"
-#endif
 
 GG_PER_ISA(affine_stats, AffineStats)
 

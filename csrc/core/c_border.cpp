@@ -63,10 +63,11 @@ void expect(bool ok, const char *argument, const char *expected, int64_t got) {
 }
 
 void expect(bool ok, const char *argument, const char *expected, double got) {
+  if (ok)
+    return;
   char text[32];
   std::snprintf(text, sizeof text, "%.17g", got);
-  if (!ok)
-    refuse(argument, expected, text);
+  refuse(argument, expected, text);
 }
 
 void expect_not_null(const char *argument, const void *pointer) {

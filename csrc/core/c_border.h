@@ -3,6 +3,7 @@
 // file.
 #pragma once
 #include "core/array.h"
+#include "core/cuda_device.h"
 #include "include/ghostgram/ghostgram.h"
 #include <cstring>
 #include <initializer_list>

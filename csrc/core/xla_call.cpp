@@ -96,8 +96,8 @@ Given XlaCall::operator[](size_t argument) const {
   return {memory_.data() + first, ends_[argument] - first};
 }
 
-bool XlaCall::whole(const Operand &operand) const {
-  return product(operand.buffer->shape, static_cast<int64_t>(batch_.size())) == calls_;
+int64_t XlaCall::calls_of(const Operand &operand) const {
+  return product(operand.buffer->shape, static_cast<int64_t>(batch_.size()));
 }
 
 void XlaCall::merge_samples(bool (*per_sample)(size_t argument, int axes)) {
@@ -110,9 +110,8 @@ void XlaCall::merge_samples(bool (*per_sample)(size_t argument, int axes)) {
   for (size_t k = 0; k < operands_.size(); ++k) {
     const Operand &x = operands_[k];
     const bool mergeable = per_sample(at(k), memory_[k].ndim)
-                               ? whole(x)
-                               : product(x.buffer->shape, static_cast<int64_t>(batch_.size())) == 1 ||
-                                     (x.result && memory_[k].ndim == 0); // what one call has found serves for all
+                               ? calls_of(x) == calls_
+                               : calls_of(x) == 1 || (x.result && memory_[k].ndim == 0); // one call's serves for all
     if (!mergeable)
       return;
   }

@@ -40,7 +40,7 @@ private:
 
   const void *attribute(const std::string &name, int32_t type) const; // null where there is none
   void add(const xla::Buffer &buffer, bool result, bool fresh, dlpack::Device device);
-  bool whole(const Operand &operand) const; // it has all of the batch
+  int64_t calls_of(const Operand &operand) const; // how many of the batch's calls it has something of its own for
 
   const xla::CallFrame &frame_;
   std::vector<Operand> operands_;

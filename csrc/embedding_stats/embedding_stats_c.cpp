@@ -1,9 +1,6 @@
 #include "core/c_border.h"
 #include "core/isa.h"
 #include "embedding_stats/embedding_stats.h"
-#if defined(GG_CUDA_embedding_stats)
-#include "core/cuda_device.h"
-#endif
 
 GG_PER_ISA(embedding_stats, EmbeddingStats)
 

@@ -1,9 +1,6 @@
 #include "core/c_border.h"
 #include "core/isa.h"
 #include "grad_project/grad_project.h"
-#if defined(GG_CUDA_grad_project)
-#include "core/cuda_device.h"
-#endif
 
 GG_PER_ISA(grad_project, GradProject)
 

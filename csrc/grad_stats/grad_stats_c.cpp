@@ -1,9 +1,6 @@
 #include "core/c_border.h"
 #include "core/isa.h"
 #include "grad_stats/grad_stats.h"
-#if defined(GG_CUDA_grad_stats)
-#include "core/cuda_device.h"
-#endif
 
 GG_PER_ISA(grad_stats, GradStats)
 

@@ -1,9 +1,6 @@
 #include "core/c_border.h"
 #include "core/isa.h"
 #include "gumbel_topk/gumbel_topk.h"
-#if defined(GG_CUDA_gumbel_topk)
-#include "core/cuda_device.h"
-#endif
 
 GG_PER_ISA(gumbel_topk, GumbelTopK)
 

@@ -1,9 +1,6 @@
 #include "core/c_border.h"
 #include "core/isa.h"
 #include "softmax_stats/softmax_stats.h"
-#if defined(GG_CUDA_softmax_stats)
-#include "core/cuda_device.h"
-#endif
 
 GG_PER_ISA(softmax_stats, SoftmaxStats)
 

@@ -4,9 +4,6 @@
 
 #include <algorithm>
 #include <vector>
-#if defined(GG_CUDA_trajectory_match)
-#include "core/cuda_device.h"
-#endif
 
 GG_PER_ISA(trajectory_match, TrajectoryMatch)
 
