@@ -1,6 +1,7 @@
 """`ghostgram velocitune`: what a log says, targets from a record of runs, toys, and replays; refusals in one line."""
 
 import json
+import re
 from itertools import chain
 
 import numpy as np
@@ -59,10 +60,26 @@ def test_tables_and_figures(run, tmp_path):
     folder, _, _ = run
     shown = told("report", folder / "log", "--out", tmp_path, "--figures", "png")
     assert shown.exit_code == 0, shown.output
-    assert {path.stem for path in tmp_path.glob("*.png")} == {"weights", "velocities", "losses", "epochs", "realised"}
-    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in tmp_path.iterdir())
+    figures = {"weights", "velocities", "losses", "epochs", "realised"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in figures} | {"report.html"}
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in tmp_path.glob("*.png"))
     assert "velocitune-paper" in shown.output
     assert "6 updates" in shown.output
+
+
+def test_the_page_stands_alone_and_says_what_the_command_says(run, tmp_path):
+    folder, _, _ = run
+    shown = told("report", folder / "log", "--out", tmp_path, "--json")
+    found, page = json.loads(shown.stdout), (tmp_path / "report.html").read_text("utf-8")
+    assert page.count("<svg") == page.count("</svg>") == 5
+    assert not re.search(r"<script|<link|src=['\"]http", page)
+    for name, one in found["domains"].items():
+        row = re.search(rf"</span>{name}</th>(.*?)</tr>", page).group(1)
+        assert re.findall(r"<td>(.*?)</td>", row)[:4] == [
+            f"{one[column]:.3f}" for column in ("w_before", "w_after", "w_mean", "loss")
+        ]
+    assert f"<strong>{found['updates']}</strong> times" in page
+    assert found["rule"].splitlines()[0] in page
 
 
 def test_what_is_no_log_is_named(run, tmp_path):

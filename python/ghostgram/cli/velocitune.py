@@ -77,11 +77,13 @@ def simulate(
 @commands.command()
 def report(
     log: Annotated[Path, typer.Argument(help="The log folder of a run: velocitune(..., log=...).", metavar="LOG")],
-    out: Annotated[Path | None, typer.Option(help="A folder for the figures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for figures and page.")] = None,
     figures: Annotated[Literal["svg", "png"], typer.Option(help="What they are written as.")] = "svg",
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Shows what became of weights, losses and domains, which guards changed something, and what is alarming.
+
+    With --out it writes the figures, and report.html, which holds them and the tables.
 
     Exits with 2 when the log cannot be read.
     """
@@ -91,16 +93,15 @@ def report(
 
     with _refusing("report"):
         course = read(log)
+    found = findings(course)
     if as_json:
-        typer.echo(json.dumps(findings(course), indent=2))
+        typer.echo(json.dumps(found, indent=2))
     else:
-        draw_course(course, Console())
+        draw_course(found, Console())
     if out is not None:
-        from ghostgram.report.velocitune import FIGURES
+        from ghostgram.report.velocitune_page import write
 
-        for name, draw in FIGURES.items():
-            draw(out / f"{name}.{figures}", course)
-        typer.echo(f"{out}: {', '.join(f'{name}.{figures}' for name in FIGURES)}", err=as_json)
+        typer.echo(f"{out}: {', '.join(path.name for path in write(out, course, found, figures))}", err=as_json)
 
 
 @commands.command()

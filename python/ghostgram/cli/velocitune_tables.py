@@ -113,9 +113,8 @@ def findings(course: Course) -> dict[str, Any]:
     }
 
 
-def draw_course(course: Course, console: Console) -> None:
+def draw_course(found: dict[str, Any], console: Console) -> None:
     """One row for each domain."""
-    found = findings(course)
     console.print(found["rule"].splitlines()[0], highlight=False)
     flops = "" if found["flops"] is None else f", {found['flops']:.3g} FLOPs"
     console.print(
