@@ -73,7 +73,7 @@ class Builder:
         # Small cases are most of what tests have, and what threads do to each other shall show in them.
         shared = ("-DGG_SHARE_ALL_WORK", *CUDA_BINDINGS, *bindings)
         sources += [(source, *shared) for source in sorted(SOURCES.glob("*/*_bind.cpp"))]
-        sources += [(source, *instrument) for source in sorted(SOURCES.glob("*/*_c.cpp"))]
+        sources += [(source, *shared[:1], *instrument) for source in sorted(SOURCES.glob("*/*_c.cpp"))]
         names = ", ".join(f'"{isa}"' for isa in isas)
         sources.append((SOURCES / "module.cpp", f"-DGHOSTGRAM_ISAS={names}"))
         sources.append((SOURCES / "library.cpp", '-DGHOSTGRAM_CUDA_STATE="off"', *instrument))

@@ -1,13 +1,14 @@
 """What nets learn from sets distilled by PAD, beside DATM at the same budget and as many real images.
 
     python benchmarks/algorithms/pad_experiment.py --data digits            # an hour and a half on one core
-    python benchmarks/algorithms/pad_experiment.py --data fashion
+    python benchmarks/algorithms/pad_experiment.py --data fashion           # 5,000 images; three hours on one core
     python benchmarks/algorithms/pad_experiment.py --table
 
 DATM is PAD without its two filters: experts see all images in every epoch, and all parameters are matched. All else is
 the same: experts, epochs, iterations, augmentation, evaluation. Seeds are of the distillation and of the nets that are
 judged; split, scores and experts are shared. Test images are looked at once. A run may be killed at any moment and
-called again: it goes on where it was. Results are kept in benchmarks/results/pad/<data>.json as they come.
+called again: it goes on where it was. Several may share the work by --ipc and --seed, once one has recorded the
+experts. Results are kept in benchmarks/results/pad/<data>.json as they come.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from ghostgram._files import write_atomically
 from ghostgram.algorithms.pad import Run, Settings, preset
 from ghostgram.algorithms.pad.judging.controls import split
 from ghostgram.algorithms.pad.presets import without_pad
@@ -69,6 +71,13 @@ def kept(data: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
+def keep(data: str, key: str, made: dict[str, Any]) -> None:
+    """Adds results to those that are there by now."""
+    found = {**kept(data), key: made}
+    text = json.dumps({key: found[key] for key in sorted(found)}, indent=1)
+    write_atomically(RESULTS / f"{data}.json", text + "\n")
+
+
 def table(data: str) -> None:
     """Accuracy on test images in %, by what nets were trained on."""
     found = kept(data)
@@ -93,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=sorted(SETS), default="digits")
     parser.add_argument("--ipc", type=int, nargs="+", default=IPCS)
+    parser.add_argument("--seed", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--folder", type=Path, default=Path("build/pad-experiment"))
     parser.add_argument("--table", action="store_true", help="print what was found, and do nothing")
     options = parser.parse_args()
@@ -103,14 +113,14 @@ def main() -> None:
     warnings.simplefilter("once")
     torch.set_num_threads(1)
     for ipc in options.ipc:
-        for seed in SEEDS:
+        for seed in options.seed:
             for arm in ARMS:
                 key = f"{ipc} {arm} {seed}"
-                if key not in (found := kept(options.data)):
-                    found[key] = one(options.data, ipc, arm, seed, options.folder)
-                    RESULTS.mkdir(exist_ok=True)
-                    (RESULTS / f"{options.data}.json").write_text(json.dumps(found, indent=1) + "\n")
-                print(key, {name: round(statistics.fmean(each), 4) for name, each in found[key]["test"].items()})
+                if key not in kept(options.data):
+                    made = one(options.data, ipc, arm, seed, options.folder)
+                    keep(options.data, key, made)
+                found = kept(options.data)[key]["test"]
+                print(key, {name: round(statistics.fmean(each), 4) for name, each in found.items()}, flush=True)
 
 
 if __name__ == "__main__":

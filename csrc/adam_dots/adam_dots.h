@@ -43,6 +43,9 @@ struct AdamDots {
   double eta, beta1, beta2, eps, bc1, bc2;
 
   void *out; // contiguous
+
+  // What a call computes, in multiply-adds or what takes as long as one.
+  double work() const { return (tokens + 10.0 + directions) * samples * d * p; } // ten for the step of an element
 };
 
 GG_LENT void adam_dots_cpu(const AdamDots &);

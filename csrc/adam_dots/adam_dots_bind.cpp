@@ -52,11 +52,6 @@ struct Call {
     args.out = out.data;
     expect_one_device("adam_dots", a, {&b, &clip, &m, &v, &D, &out});
   }
-
-  // In multiply-adds.
-  double work() const {
-    return (args.tokens + 10.0 + args.directions) * args.samples * args.d * args.p; // ten for the step of an element
-  }
 };
 
 } // namespace

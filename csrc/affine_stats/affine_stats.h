@@ -42,6 +42,9 @@ struct AffineStats {
   const void *rstd;               // null: 1
   int64_t rstd_sample, rstd_step;
   Part weight, bias;
+
+  // What a call computes, in multiply-adds or what takes as long as one.
+  double work() const { return (2.0 * tokens + weight.directions + bias.directions + 2) * samples * features; }
 };
 
 GG_LENT void affine_stats_cpu(const AffineStats &);

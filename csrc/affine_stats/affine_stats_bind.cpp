@@ -52,11 +52,6 @@ struct Call {
         expect_one_device("affine_stats", b, {&**v});
   }
 
-  // In multiply-adds.
-  double work() const {
-    return (2.0 * args.tokens + args.weight.directions + args.bias.directions + 2) * args.samples * args.features;
-  }
-
 private:
   DType sums;
 

@@ -6,7 +6,6 @@
 //   arrays                        how many of the first kind there are, each a `Given`
 //   Options                       the types of the others
 //   place()                       the array that says where all of them lie
-//   work()                        how much there is to compute, in multiply-adds or what takes as long as one
 //
 // and, where there is something to say,
 //
@@ -23,15 +22,6 @@
 #include <utility>
 
 namespace gg {
-
-// To wake the threads of a pool takes from 1 us, when they were busy a moment ago, to 100 us, when another program has
-// their cores; to release the GIL and take it again, 0.1 us. Less work than this is done before that: by the calling
-// thread alone, with the GIL held. docs/overhead.md has the numbers.
-#if defined(GG_SHARE_ALL_WORK) // by tests, whose small cases shall show what several threads do to each other
-constexpr double least_shared_work = 0;
-#else
-constexpr double least_shared_work = 1 << 17;
-#endif
 
 template <size_t> using Handle = py::handle;
 
@@ -103,7 +93,7 @@ private:
     expect(call.place().device.type == dlpack::cpu, call.place().name(), "CPU memory", call.place());
     if constexpr (requires { call.check_values(); })
       call.check_values();
-    if (call.work() < least_shared_work) {
+    if (call.args.work() < least_shared_work) {
       const Alone alone;
       return kernel(call.args);
     }

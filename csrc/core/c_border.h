@@ -4,6 +4,7 @@
 #pragma once
 #include "core/array.h"
 #include "core/cuda_device.h"
+#include "core/parallel.h"
 #include "include/ghostgram/ghostgram.h"
 #include <cstring>
 #include <initializer_list>
@@ -62,6 +63,14 @@ void expect_workspace(const void *workspace, size_t bytes, int64_t needed);
 [[noreturn]] void refuse_for_want_of_cuda();
 void expect_success(const char *failure); // of core/cuda_device.h
 
+template <auto kernel, class Args> void run_on_cpu(const Args &args) {
+  if (args.work() < least_shared_work) {
+    const Alone alone;
+    return kernel(args);
+  }
+  kernel(args);
+}
+
 } // namespace gg
 
 // The functions of an op for C.
@@ -70,7 +79,7 @@ void expect_success(const char *failure); // of core/cuda_device.h
     return gg::across_border("ghostgram_" #op, [&] {                                                                   \
       const gg::Call call(gg::known(given));                                                                           \
       call.check_on_cpu();                                                                                             \
-      gg::op##_cpu(call.args);                                                                                         \
+      gg::run_on_cpu<gg::op##_cpu>(call.args);                                                                         \
     });                                                                                                                \
   }
 #define GG_CUDA_DOORS(op)                                                                                              \

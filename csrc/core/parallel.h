@@ -33,6 +33,15 @@ private:
   bool outer_;
 };
 
+// To wake the threads of a pool takes from 1 us, when they were busy a moment ago, to 100 us, when another program has
+// their cores; to release the GIL and take it again, 0.1 us. Less work than this is done before that: by the calling
+// thread alone, with the GIL held. docs/overhead.md has the numbers.
+#if defined(GG_SHARE_ALL_WORK) // by tests, whose small cases shall show what several threads do to each other
+constexpr double least_shared_work = 0;
+#else
+constexpr double least_shared_work = 1 << 17;
+#endif
+
 template <class Body> inline void parallel_for(int64_t tasks, Body &&body) {
   parallel_run(tasks, [](void *context, int64_t task) { (*static_cast<Body *>(context))(task); }, &body);
 }

@@ -1,6 +1,7 @@
-// Borrowing arrays from Python: torch by the DLPack C exchange API, NumPy by the buffer protocol, everything else by
-// __dlpack__. A View holds what it borrowed until it dies; create and destroy it with the GIL held, read its fields
-// without. A View of XLA's memory (core/bind.h) needs no GIL at all.
+// Borrowing arrays from Python: torch by the DLPack C exchange API, NumPy by its arrays' struct, whose layout is part
+// of NumPy's binary interface, and everything else by the buffer protocol or by __dlpack__. A View holds what it
+// borrowed until it dies; create and destroy it with the GIL held, read its fields without. A View of XLA's memory
+// (core/bind.h) needs no GIL at all.
 #pragma once
 #include "core/array.h"
 #include "core/dlpack.h"
@@ -46,7 +47,7 @@ struct View : Memory {
   ~View();
 
   const char *name() const { return name_; }
-  py::handle object() const { return object_; } // borrowed by this view; null where it is not from Python
+  py::handle object() const { return object_; } // null where it is not from Python
 
   // Whether elements along the last axis are neighbours in memory; true where there is at most one.
   bool unit_inner_stride() const;
@@ -56,12 +57,13 @@ struct View : Memory {
 
 private:
   bool from_exchange_api(py::handle object);
+  bool from_numpy(py::handle object);
   bool from_buffer(py::handle object);
   void from_protocol(py::handle object);
   void take(const dlpack::Tensor &tensor);
 
   const char *name_;
-  py::handle object_;
+  py::object object_; // a caller's list may lose it while a kernel runs
   Py_buffer buffer_{};
   dlpack::Managed *managed_ = nullptr;
   dlpack::ManagedVersioned *versioned_ = nullptr;

@@ -37,6 +37,9 @@ struct EmbeddingStats {
     const int64_t at = i * id_sample + t * id_token;
     return id_dtype == DType::i32 ? static_cast<const int32_t *>(ids)[at] : static_cast<const int64_t *>(ids)[at];
   }
+
+  // What a call computes, in multiply-adds or what takes as long as one.
+  double work() const { return (features * (2.0 + directions) + 8) * samples * tokens; } // eight to chain a token
 };
 
 GG_LENT void embedding_stats_cpu(const EmbeddingStats &);

@@ -62,11 +62,6 @@ struct Call {
                           std::to_string(args.id(i, t)) + " at sample " + std::to_string(i) + ", token " +
                           std::to_string(t));
   }
-
-  // In multiply-adds.
-  double work() const {
-    return (args.features * (2.0 + args.directions) + 8) * args.samples * args.tokens; // eight to chain a token
-  }
 };
 
 } // namespace

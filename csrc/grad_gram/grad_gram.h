@@ -30,6 +30,12 @@ struct GradGram {
   bool diagonal;    // implies symmetric
   void *out;
   int64_t out_row; // unused when `diagonal`: out is contiguous then
+
+  // What a call computes, in multiply-adds or what takes as long as one.
+  double work() const {
+    const double pairs = double(left.samples) * (diagonal ? 1 : right.samples);
+    return pairs * left.tokens * right.tokens * (d + p);
+  }
 };
 
 GG_LENT void grad_gram_cpu(const GradGram &);

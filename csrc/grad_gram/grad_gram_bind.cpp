@@ -55,12 +55,6 @@ struct Call {
         expect(v->dtype == a.dtype && v->device.type == out.device.type && v->device.index == out.device.index,
                "grad_gram", "inputs of one dtype, and all arrays on one device", *v);
   }
-
-  // In multiply-adds.
-  double work() const {
-    const double pairs = double(args.left.samples) * (args.diagonal ? 1 : args.right.samples);
-    return pairs * args.left.tokens * args.right.tokens * (args.d + args.p);
-  }
 };
 
 } // namespace

@@ -49,6 +49,15 @@ struct GradProject {
   uint64_t seed;
   uint32_t layer;
   void *out; // contiguous
+
+  // What a call computes, in multiply-adds or what takes as long as one.
+  double work() const {
+    if (kind == Kind::sparse) // a hash takes about 20
+      return double(d) * p * (samples * (tokens + double(nonzeros)) + 20.0 * nonzeros);
+    const double outer = double(k_out) * k_in, matrices = double(k_out) * p + double(k_in) * d;
+    const double drawn = P_out.data && P_in.data ? 1 : 20; // an element of a random matrix
+    return samples * tokens * (matrices + outer) + drawn * matrices;
+  }
 };
 
 GG_LENT void grad_project_cpu(const GradProject &);

@@ -81,16 +81,6 @@ struct Call {
            "the dtype of a, or of its sums", *view);
     matrix = {view->data, view->dtype, view->stride[0]};
   }
-
-  // In multiply-adds.
-  double work() const {
-    if (args.kind == GradProject::Kind::sparse) // a hash takes about 20
-      return double(args.d) * args.p * (args.samples * (args.tokens + double(args.nonzeros)) + 20.0 * args.nonzeros);
-    const double outer = double(args.k_out) * args.k_in,
-                 matrices = double(args.k_out) * args.p + double(args.k_in) * args.d;
-    const double drawn = args.P_out.data && args.P_in.data ? 1 : 20; // an element of a random matrix
-    return args.samples * args.tokens * (matrices + outer) + drawn * matrices;
-  }
 };
 
 } // namespace

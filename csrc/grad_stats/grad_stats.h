@@ -31,6 +31,9 @@ struct GradStats {
   bool accumulate;
   void *norms2; // null: not wanted; contiguous
   void *dots;   // null when directions == 0; contiguous
+
+  // What a call computes, in multiply-adds or what takes as long as one.
+  double work() const { return (tokens + 1.0 + directions) * samples * d * p; }
 };
 
 GG_LENT void grad_stats_cpu(const GradStats &);

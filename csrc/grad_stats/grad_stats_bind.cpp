@@ -61,9 +61,6 @@ struct Call {
                       {&b, D ? &*D : nullptr, weight_grad ? &*weight_grad : nullptr, norms2 ? &*norms2 : nullptr,
                        dots ? &*dots : nullptr});
   }
-
-  // In multiply-adds.
-  double work() const { return (args.tokens + 1.0 + args.directions) * args.samples * args.d * args.p; }
 };
 
 } // namespace

@@ -52,6 +52,9 @@ struct GumbelTopK {
   int64_t *held;
   double *threshold;
   GumbelTopKFault *fault;
+
+  // What a call computes, in multiply-adds or what takes as long as one.
+  double work() const { return 20.0 * (count + *held); } // of noise, or to sort what is held; on a processor alone
 };
 
 GG_LENT void gumbel_topk_cpu(const GumbelTopK &);

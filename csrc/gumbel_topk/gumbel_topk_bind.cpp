@@ -73,11 +73,6 @@ struct Call {
       throw py::value_error("ids: expected at least " + std::to_string(wanted) + " different ones, got " +
                             std::to_string(*args.held));
   }
-
-  // In multiply-adds.
-  double work() const {
-    return 20.0 * (args.count + *args.held); // of noise, or to sort what is held
-  }
 };
 
 } // namespace

@@ -56,11 +56,6 @@ struct Call {
                           std::to_string(*args.bad_row));
   }
 
-  // In multiply-adds.
-  double work() const {
-    return 12.0 * args.samples * args.tokens * args.classes; // most of them for the exponential
-  }
-
 private:
   void output(const char *name, const View &view, DType dtype, void *&data) const {
     expect_output(name, view, dtype, {args.samples, args.tokens});

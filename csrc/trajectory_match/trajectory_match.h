@@ -45,6 +45,14 @@ struct TrajectoryMatch {
   int64_t count;
   void *loss;
   Totals *totals;
+
+  // What a call computes, in multiply-adds or what takes as long as one.
+  double work() const {
+    double scalars = 0;
+    for (int64_t i = 0; i < count; ++i)
+      scalars += static_cast<double>(tensors[i].size);
+    return 6 * scalars;
+  }
 };
 
 GG_LENT void trajectory_match_cpu(const TrajectoryMatch &);

@@ -78,14 +78,6 @@ struct Call {
                           std::to_string(found.D) + " beside sum_j m_j start_j^2 = " + std::to_string(found.S));
   }
 
-  // In multiply-adds.
-  double work() const {
-    double scalars = 0;
-    for (const Tensor &tensor : tensors)
-      scalars += static_cast<double>(tensor.size);
-    return 6 * scalars;
-  }
-
 private:
   // Borrows one array for every tensor, if there are any, and says whether there were.
   template <class Pointer> bool each(const char *name, Given list, DType dtype, Pointer Tensor::*field) {

@@ -348,3 +348,20 @@ def test_batches_of_datasets_that_read_together_are_asked_for_at_once():
     mixed = DynamicMixture({"a": Together(0, 50), "b": Rows(1, 50)}, [0.5, 0.5], 8)
     taken(mixed.loader(), 2)
     assert Together.asked == (4, 4)
+
+
+def test_data_sets_of_hugging_face_are_read_by_batches():
+    datasets = pytest.importorskip("datasets")
+
+    def rows(k, size):
+        numbers = [[1000 * k + i] * 4 for i in range(size)]
+        return datasets.Dataset.from_dict({"input_ids": numbers}).with_format("torch")
+
+    given = {name: rows(k, size) for k, (name, size) in enumerate(SIZES.items())}
+    for workers in (0, 2):
+        mixed = DynamicMixture(given, WEIGHTS, 12)
+        batches = [
+            batch._replace(data=batch.data["input_ids"])
+            for _, batch in zip(range(6), mixed.loader(num_workers=workers), strict=False)
+        ]
+        assert taken(batches, 6) == by_schedule(6)

@@ -178,3 +178,24 @@ def test_streaming_data_sets_of_hugging_face():
     again = mixed()
     again.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert [batch.data["x"].tolist() for _, batch in zip(range(5), again, strict=False)] == whole[3:]
+
+
+def test_streams_of_hugging_face_that_ranks_share():
+    datasets = pytest.importorskip("datasets")
+    from datasets.distributed import split_dataset_by_node
+
+    shared = []
+    for rank in range(2):
+        rows = [datasets.Dataset.from_dict({"x": [1000 * k + i for i in range(8)]}) for k in range(2)]
+        shares = [split_dataset_by_node(each.to_iterable_dataset(num_shards=2), rank, 2) for each in rows]
+        own = [[row["x"] for row in share] for share in shares]
+        mixed = dynamic_interleave(
+            dict(zip("ab", shares, strict=True)), [0.5, 0.5], 4, rank=rank, world=2, split=True, stopping="never"
+        )
+        found = np.concatenate([batch.data["x"].numpy() for _, batch in zip(range(10), mixed, strict=False)])
+        for k in range(2):
+            drawn = found[found // 1000 == k].tolist()
+            assert drawn == (own[k] * 9)[: len(drawn)]  # the rank's share, in order, again and again
+            assert len(drawn) > len(own[k])
+        shared += own
+    assert sorted(number for own in shared for number in own) == [*range(8), *range(1000, 1008)]

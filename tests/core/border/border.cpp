@@ -61,6 +61,8 @@ const dlpack::Exchange *exchange() {
 struct Probe {
   int64_t address, samples, option;
   int64_t *out;
+
+  double work() const { return 0; }
 };
 
 struct Call {
@@ -72,7 +74,6 @@ struct Call {
   Probe args{};
 
   const View &place() const { return x; }
-  double work() const { return 0; }
   static bool per_sample(size_t argument, int) { return argument == 0; }
 
   Call(Given x_, Given nothing, Given out_, int64_t option) : x("x", x_), out("out", out_) {

@@ -77,9 +77,12 @@ _DIGITS_LENGTHS: dict[int, dict[str, Any]] = {
 }
 _ON_FASHION: dict[str, Any] = {
     "whitening": "standard", "width": 32, "depth": 3, "experts": 5, "expert_epochs": 15, "expert_batch": 64,
-    "add_end": 4, "scorer_runs": 3, "scorer_epoch": 3, "iterations": 300, "eval_every": 150, "eval_epochs": 201,
-    "full_epochs": 20,
+    "add_end": 4, "scorer_runs": 3, "scorer_epoch": 3, "eval_epochs": 201, "full_epochs": 20,
 }  # fmt: skip
+_FASHION_LENGTHS: dict[int, dict[str, Any]] = {
+    1: {"iterations": 300, "eval_every": 150},
+    10: {"iterations": 150, "eval_every": 75},
+}
 
 
 def by_name() -> dict[str, Settings]:
@@ -91,7 +94,7 @@ def by_name() -> dict[str, Settings]:
             found[f"{data}-{ipc}-yaml"] = _settings(row, **{"ipc": ipc, **_COMMON[data], **_RELEASED[data][ipc]})
     for ipc in (1, 10):
         found[f"digits-{ipc}"] = _settings(_DIGITS[ipc], ipc=ipc, **_ON_DIGITS, **_DIGITS_LENGTHS[ipc])
-        found[f"fashion-{ipc}"] = _settings(_FASHION, ipc=ipc, **_ON_FASHION)
+        found[f"fashion-{ipc}"] = _settings(_FASHION, ipc=ipc, **_ON_FASHION, **_FASHION_LENGTHS[ipc])
     for ipc in (10, 50):
         found[f"fashion-{ipc}-full"] = _settings(_PAPER["c10"][ipc], ipc=ipc, **_COMMON["c10"])
     return found
