@@ -2,7 +2,7 @@
 
 The pool is windows of documents of many kinds, the reference windows of novels; each arm trains from the same warmed-up
 model on as many documents: those that MATES chooses stage by stage, random ones, ones of middling perplexity, ones that
-an n-gram classifier takes for novels. Random choice also runs once more with as many operations as MATES spent.
+an n-gram classifier takes for novels. All but MATES run once more, with as many operations as it spent.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ WIDTH, LAYERS, HEADS = 64, 2, 4
 RATE, DECAY, CLIP, WARM_UP = 1e-3, 0.1, 1.0, 20
 REFERENCE, TEST = 256, 512  # windows of novels: what labels are measured by, and what arms are judged by
 HELD_OUT = 0.2  # of every kind's documents, for the test of what is not novels
+EQUAL = ", equal FLOPs"
+ARMS = (
+    "mates",
+    "random",
+    "perplexity",
+    "classifier",
+    *(f"{way}{EQUAL}" for way in ("random", "perplexity", "classifier")),
+)
 PERPLEXITY_BAND = (0.3, 0.7)  # quantiles of a document's own loss
 
 
@@ -311,13 +319,13 @@ def run_seed(seed: int, corpus: Corpus, args: argparse.Namespace, folder: Path, 
             break
     arms: dict[str, Any] = {}
     per_step = sizes(warm.model).train(BATCH * WINDOW, WINDOW)
-    for name in ("mates", "random", "perplexity", "classifier", "random, equal FLOPs"):
-        steps = setting.steps
-        if name == "random, equal FLOPs":
-            spent = arms["mates"]["flops"]
-            steps += round((sum(spent.values()) - spent["train"]) / per_step)
-        setting.folder = folder / name.split(",")[0]
-        arms[name] = run_arm(name, setting, warm, steps) | {"steps": steps}
+    for name in ARMS:
+        way, more = name.removesuffix(EQUAL), 0
+        if name != way:
+            mates, cheaper = (sum(arms[each]["flops"].values()) for each in ("mates", way))
+            more = round((mates - cheaper) / per_step)
+        setting.folder = folder / way
+        arms[name] = run_arm(way, setting, warm, setting.steps + more) | {"steps": setting.steps + more}
     return arms
 
 
@@ -391,7 +399,7 @@ def main() -> None:
     if kept.exists() and (before := json.loads(kept.read_text()))["settings"] == asked:
         found = {int(seed): each for seed, each in before["seeds"].items()}  # seeds that are done are not done again
     with Progress(console=console) as bar:
-        total = len(args.seeds) * (args.warm_up + 5 * args.stages * args.stage_steps)
+        total = len(args.seeds) * (args.warm_up + len(ARMS) * args.stages * args.stage_steps)
         task = bar.add_task("training", total=total)
         for seed in args.seeds:
             if seed not in found:
