@@ -53,8 +53,9 @@ demo: .venv/demo
 	$(BIN)/python examples/in_run_shapley.py --out demo-output
 	$(say_time)
 
+# A file of tests is one process's, because what its tests share is built once for them.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 	$(say_time)
 
 lint: setup

@@ -145,7 +145,7 @@ class MixtureController:
         """
         self.l_init = losses
         self.ledger.evaluate(float(losses.tokens.sum()), seconds)
-        targets = getattr(self.rule, "targets", None)
+        targets = self.rule.targets
         if targets is None:
             return
         wrong = np.abs(losses.loss - targets.l_init) > 3 * np.hypot(losses.se, targets.se_init) + 1e-6

@@ -18,6 +18,7 @@ from ghostgram.algorithms.velocitune.record import MixtureRecord, require_pyarro
 from ghostgram.algorithms.velocitune.rules.base import Reweighter
 from ghostgram.algorithms.velocitune.sampler import Schedule
 from ghostgram.algorithms.velocitune.simplex import F64, uniform
+from ghostgram.algorithms.velocitune.targets import Targets
 
 if TYPE_CHECKING:
     from ghostgram.algorithms.velocitune.evaluate import DomainLosses
@@ -114,7 +115,7 @@ class Journal:
 
     def _sight(self, entry: Entry, schedule: Schedule) -> Sight:
         rule, losses, budget = self._rule, entry.losses, self._ledger.budget_tokens
-        targets, shown, guards = getattr(rule, "targets", None), rule.shown, rule.guards
+        targets, shown, guards = rule.targets, rule.shown, rule.guards
         # Multinomial quotas stray by their own standard deviation; six of them are beyond chance.
         chance = 6 * np.sqrt(entry.asked.draws.max()) if schedule.quotas == "multinomial" else 0.0
         return Sight(
@@ -145,7 +146,7 @@ class Journal:
 
     def _by_domain(self, entry: Entry, alarms: Sequence[Alarm]) -> dict[str, Any]:
         rule, losses, draws = self._rule, entry.losses, entry.counts.draws
-        targets, shown = getattr(rule, "targets", None), rule.shown
+        targets, shown = rule.targets, rule.shown
         of_targets = {"target_low": "low", "target_high": "high", "l_init": "l_init"}
         fired = [sorted({one.guard for one in rule.fired if one.domain == name}) for name in self.domains]
         heard = [[one.name for one in alarms if one.domain in ("", name)] for name in self.domains]
@@ -168,5 +169,5 @@ class Journal:
         }
 
 
-def _each(targets: Any, field: str) -> F64:
+def _each(targets: Targets, field: str) -> F64:
     return np.array([getattr(one, field) for one in targets.by_domain.values()], np.float64)

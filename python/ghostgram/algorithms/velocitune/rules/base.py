@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from ghostgram.algorithms.velocitune.guards import OFF, Firing, Guards
 from ghostgram.algorithms.velocitune.rules.observation import Observation, Seen
 from ghostgram.algorithms.velocitune.simplex import F64, Bool, check_names, normalised, total
+from ghostgram.algorithms.velocitune.targets import Targets
 
 S = TypeVar("S")
 
@@ -46,6 +47,8 @@ class Reweighter(ABC):
     reads: ClassVar[frozenset[str]]
     cadence: ClassVar[Literal["tokens", "every_step"]] = "tokens"
     """Whether the rule is updated after an interval of tokens, or after every optimizer step."""
+    targets: Targets | None = None
+    """The losses that domains are to reach, of a rule that is given them."""
 
     def __init__(
         self, settings: Any, preset: str, guards: Guards = OFF, given: Mapping[str, object] | None = None

@@ -61,6 +61,7 @@ class DBL(Reweighter):
 
     name = "dbl"
     reads = frozenset({"eval_loss"})
+    targets: Targets
     presets: ClassVar[dict[str, DBLSettings]] = {
         "code": DBLSettings(),
         "paper": DBLSettings(clip=True),

@@ -65,6 +65,7 @@ class Velocitune(Reweighter):
 
     name = "velocitune"
     reads = frozenset({"eval_loss"})
+    targets: Targets
     presets: ClassVar[dict[str, VelocituneSettings]] = {
         "paper": VelocituneSettings(),
         "robust": VelocituneSettings(eta=0.3, per=0.01),
