@@ -40,13 +40,15 @@ def write(out: Path, course: Course, found: Mapping[str, Any], suffix: str = "sv
             written.append(out / f"{name}.{suffix}")
             save(drawing, written[-1])
     page = out / "report.html"
-    write_atomically(page, document("A mixture whose weights move", [*_opening(found), *drawn, *_told(found)]))
+    settings = [map(escape, line.strip().split(" = ", 1)) for line in found["rule"].splitlines()[1:]]
+    body = [*_opening(found), *drawn, *_told(found), "<h2>Settings</h2>", table((), map(list, settings), "settings")]
+    write_atomically(page, document("A mixture whose weights move", body))
     return [*written, page]
 
 
 def _opening(found: Mapping[str, Any]) -> list[str]:
     """What the run was, and where each domain ended."""
-    rule, *settings = found["rule"].splitlines()
+    rule = found["rule"].splitlines()[0]
     flops = "" if found["flops"] is None else f", {found['flops']:.3g} FLOPs"
     lead = (
         f"<p class='lead'><strong>{escape(rule)}</strong> changed the weights of"
@@ -58,8 +60,7 @@ def _opening(found: Mapping[str, Any]) -> list[str]:
     for k, (name, one) in enumerate(found["domains"].items()):
         numbers = ("&ndash;" if one[column] is None else f"{one[column]:.3f}" for column in COLUMNS)
         rows.append((f"<span class='dot' style='background:var(--{series(k)})'></span>{escape(name)}", *numbers))
-    words = [f"<p class='note'>{escape(line)}</p>" for line in settings]
-    return ["<h1>A mixture whose weights move</h1>", lead, table(("", *COLUMNS.values()), rows), *words]
+    return ["<h1>A mixture whose weights move</h1>", lead, table(("", *COLUMNS.values()), rows)]
 
 
 def _told(found: Mapping[str, Any]) -> list[str]:
