@@ -55,7 +55,7 @@ demo: .venv/demo
 
 # A file of tests is one process's, because what its tests share is built once for them.
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	$(say_time)
 
 lint: setup

@@ -277,7 +277,7 @@ def run_arm(name: str, setting: Setting, warm: Trainee, steps: int) -> dict[str,
         spent.add("train", counted.train(sum(len(t.encode()) for t in texts), WINDOW))
         setting.advance()
         done = trainee.step - warm.step
-        if done % max(1, setting.stage_steps // 3) == 0 or done == steps:
+        if done % max(1, steps // 6) == 0 or done == steps:
             found["step"].append(done)
             for test, windows in setting.corpus.tests.items():
                 found[test].append(trainee.loss(*windows))
