@@ -1,7 +1,8 @@
 // From a room's Call to what Python and XLA call. A room binds its CPU kernel by one line and its CUDA kernel by
 // another. Its Call has
 //
-//   Call(arrays..., options...)   checks everything that the kernel relies on, and fills `args`
+//   Call(arrays..., options...)   checks everything that the kernel relies on, and fills `args`, whose work() counts
+//                                 what there is to compute
 //   op                            its name
 //   arrays                        how many of the first kind there are, each a `Given`
 //   Options                       the types of the others
